@@ -1,0 +1,21 @@
+"""'Did you mean': the valid names nearest to a misspelt one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, candidates: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """Return up to `count` of `candidates` that look like `word`, nearest first; letter case is ignored."""
+    by_lower: dict[str, str] = {}
+    for candidate in candidates:
+        by_lower.setdefault(candidate.lower(), candidate)
+    found = difflib.get_close_matches(word.lower(), list(by_lower), n=count, cutoff=cutoff)
+    return [by_lower[name] for name in found]
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """Return ``" Did you mean X?"`` for the nearest candidate, or an empty string if none is near."""
+    found = nearest(word, candidates, count=1)
+    return f" Did you mean {found[0]}?" if found else ""

@@ -1,0 +1,1 @@
+"""The commands: one table from which shell commands and the pages about them come."""

@@ -1,0 +1,1 @@
+"""Medical Segmentation Decathlon: what its tasks say of themselves, and the converter."""

@@ -1,0 +1,107 @@
+"""What is known of one run, kept in `run.json`: state, step, best and last checkpoint, cost, provenance."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from itkit._support.files import write_json
+from itkit.errors import CheckpointError
+
+STATE_FILE = "run.json"
+RESULT_FILE = "result.json"
+CHECKPOINT_FOLDER = "checkpoints"
+
+
+@dataclass
+class RunState:
+    """The state of one model of one experiment.
+
+    Attributes:
+        state: ``new`` (nothing trained), ``partial`` (begun, to be resumed), ``trained`` or ``failed``.
+        step: Iterations done, as of the last checkpoint or end.
+        max_steps: Iterations asked for when it last ran.
+        best: ``{"step", "metric", "value", "checkpoint"}``, the path relative to the run folder; None before the first.
+        last: ``{"step", "checkpoint"}`` of the newest checkpoint.
+        cpu_minutes: User and system time of all processes of the training so far, validation and loading included.
+        failure: ``{"message", "traceback_file", "step"}`` of the last attempt, None if it did not fail.
+        provenance: Command, versions, hardware, seed, dataset fingerprint of the last start.
+    """
+
+    experiment: str
+    model: str
+    state: str = "new"
+    step: int = 0
+    max_steps: int = 0
+    best: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
+    cpu_minutes: float = 0.0
+    wall_minutes: float = 0.0
+    parameters: int | None = None
+    flops: int | None = None
+    failure: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = 1
+
+    @classmethod
+    def load(cls, folder: Path) -> RunState:
+        """Return the state in `folder`; a new one if there is no ``run.json``.
+
+        Raises:
+            CheckpointError: If ``run.json`` cannot be read; nothing is guessed in its place.
+        """
+        path = Path(folder) / STATE_FILE
+        blank = cls(experiment=Path(folder).parent.name, model=Path(folder).name)
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return blank
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{path}: is not valid JSON ({error}). Repair it, or remove the run folder to start anew."
+            ) from error
+        known = {f.name for f in fields(cls)}
+        return cls(**{**asdict(blank), **{k: v for k, v in document.items() if k in known}})
+
+    def save(self, folder: Path) -> None:
+        """Write ``run.json`` in `folder`, all of it or nothing."""
+        write_json(Path(folder) / STATE_FILE, asdict(self))
+
+    def checkpoint(self, folder: Path, *, last: bool = False) -> tuple[Path, int]:
+        """Return path and step of the best (or the last) checkpoint.
+
+        Raises:
+            CheckpointError: If none is recorded, or the recorded file is gone.
+        """
+        record, word = (self.last, "last") if last else (self.best, "best")
+        if not record:
+            advice = (
+                "Train it first."
+                if last or not self.last
+                else "Test with --test-use-last-ckpt, or set save_best in the checkpoint hook."
+            )
+            raise CheckpointError(
+                f"{self.experiment}/{self.model}: no {word} checkpoint is recorded in {Path(folder) / STATE_FILE}. {advice}"
+            )
+        path = Path(folder) / record["checkpoint"]
+        if not path.is_file():
+            raise CheckpointError(f"{path}: the {word} checkpoint recorded in {STATE_FILE} is not there.")
+        return path, int(record["step"])
+
+
+def load_result(folder: Path) -> dict[str, Any] | None:
+    """Return the test result in `folder`, or None if there is none or it cannot be read."""
+    try:
+        return json.loads((Path(folder) / RESULT_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def is_tested(state: RunState, result: dict[str, Any] | None) -> bool:
+    """Whether `result` was measured on the run's best or last checkpoint, and not on one that has been replaced."""
+    if result is None or state.state != "trained":
+        return False
+    tested = (result.get("checkpoint"), result.get("step"))
+    return any(record and (record["checkpoint"], record["step"]) == tested for record in (state.best, state.last))

@@ -1,0 +1,1 @@
+"""Room `io`: a volume and its place in space; NumPy and SimpleITK, no torch."""

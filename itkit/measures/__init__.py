@@ -1,0 +1,1 @@
+"""Numbers about two masks, in NumPy and SciPy only: overlap, surface distances, components, statistics over cases."""

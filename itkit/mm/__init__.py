@@ -1,0 +1,1 @@
+"""The engine: finds an experiment, validates it, trains, resumes and tests its models on MMEngine."""

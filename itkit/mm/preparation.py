@@ -1,0 +1,128 @@
+"""Turn a researcher's config into one that the Runner builds: single values interpreted, defaults filled in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+from itkit.errors import ConfigError
+from itkit.mm.precision import apply_precision
+from itkit.registry import SCOPE
+
+DEFAULT_HOOK_TYPES = {
+    "runtime_info": "itkit.RuntimeInfoHook",
+    "checkpoint": "itkit.CheckpointHook",
+    "logger": "LoggerHook",
+    "timer": "IterTimerHook",
+    "sampler_seed": "DistSamplerSeedHook",
+    "param_scheduler": "ParamSchedulerHook",
+}
+ENGINE_HOOKS = ("LoggerJSON", "NonFiniteLossHook", "ProgressHook", "DataWaitHook")
+SMOKE_ITERATIONS = 3
+SMOKE_CASES = 2
+
+
+def prepare(
+    cfg: Config, *, work_dir: Path, detect_anomaly: bool = False, smoke: bool = False, launcher: str = "none"
+) -> Config:
+    """Complete `cfg` in place and return it.
+
+    Args:
+        cfg: A checked config.
+        work_dir: Run folder.
+        detect_anomaly: Find the operation that makes a gradient NaN (slow).
+        smoke: Three iterations of everything, two cases of validation and test.
+        launcher: ``"none"`` or ``"pytorch"``.
+
+    Raises:
+        ConfigError: If single values contradict each other or the start.
+    """
+    cfg.work_dir = str(work_dir)
+    cfg.setdefault("default_scope", SCOPE)
+    cfg.launcher = launcher
+    cfg.resume = False
+    cfg.setdefault("env_cfg", {})
+    cfg.setdefault("randomness", {"seed": 0})
+    if cfg.randomness.get("seed") is None:
+        cfg.randomness["seed"] = 0
+    if cfg.get("cpu_threads"):
+        torch.set_num_threads(cfg.cpu_threads)
+    _parallel(cfg, launcher)
+    if cfg.get("optim_wrapper") is not None:
+        apply_precision(cfg.optim_wrapper, cfg.get("precision"))
+    if isinstance(cfg.get("compile"), str):
+        cfg.compile = {"mode": cfg.compile}
+    _hooks(cfg, detect_anomaly)
+    _visualizer(cfg, work_dir)
+    if smoke:
+        _shorten(cfg)
+    return cfg
+
+
+def _parallel(cfg: Config, launcher: str) -> None:
+    parallel = cfg.get("parallel") or "none"
+    if launcher == "none":
+        return
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and parallel == "none":
+        raise ConfigError(
+            f'parallel = "none", but {world} processes were started. Set parallel = "ddp", or start one process.'
+        )
+    if not torch.cuda.is_available():
+        cfg.env_cfg.setdefault("dist_cfg", {})["backend"] = "gloo"
+
+
+def _type_name(hook: Any) -> str:
+    kind = hook.get("type", "") if isinstance(hook, dict) else type(hook)
+    return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
+
+
+def _hooks(cfg: Config, detect_anomaly: bool) -> None:
+    hooks = cfg.get("default_hooks") or {}
+    for name, kind in DEFAULT_HOOK_TYPES.items():
+        hook = hooks.get(name, {})
+        if isinstance(hook, dict) and ("type" not in hook or _type_name(hook) in ("CheckpointHook", "RuntimeInfoHook")):
+            hooks[name] = {**hook, "type": kind}
+    cfg.default_hooks = hooks
+    custom = list(cfg.get("custom_hooks") or [])
+    present = {_type_name(h) for h in [*custom, *hooks.values()] if h is not None}
+    custom += [{"type": f"{SCOPE}.{name}"} for name in ENGINE_HOOKS if name not in present]
+    for hook in custom:
+        if detect_anomaly and _type_name(hook) == "NonFiniteLossHook":
+            hook["detect_anomaly"] = True
+    cfg.custom_hooks = custom
+
+
+def _visualizer(cfg: Config, work_dir: Path) -> None:
+    visualizer = cfg.get("visualizer") or {"type": "Visualizer", "vis_backends": [{"type": "TensorboardVisBackend"}]}
+    if not isinstance(visualizer, dict):
+        return
+    backends = list(visualizer.get("vis_backends") or [])
+    if "JSONLinesVisBackend" not in {_type_name(b) for b in backends}:
+        backends.insert(0, {"type": f"{SCOPE}.JSONLinesVisBackend"})
+    for backend in backends:
+        if isinstance(backend, dict) and "save_dir" not in backend:
+            name = _type_name(backend).removesuffix("VisBackend").lower()
+            backend["save_dir"] = str(work_dir if name in ("jsonlines", "local") else work_dir / name)
+    visualizer["vis_backends"] = backends
+    cfg.visualizer = visualizer
+
+
+def _shorten(cfg: Config) -> None:
+    loop = cfg.train_cfg
+    if loop.get("max_epochs") and not loop.get("max_iters"):
+        loop["max_epochs"] = 1
+        cfg.train_dataloader["num_batch_per_epoch"] = SMOKE_ITERATIONS
+        loop["val_interval"] = loop["val_begin"] = 1
+    else:
+        loop["max_iters"] = SMOKE_ITERATIONS
+        loop["val_interval"] = SMOKE_ITERATIONS
+        loop["val_begin"] = 1
+    for key in ("val_dataloader", "test_dataloader"):
+        loader = cfg.get(key)
+        if isinstance(loader, dict) and isinstance(loader.get("dataset"), dict) and "pipeline" in loader["dataset"]:
+            loader["dataset"].setdefault("indices", SMOKE_CASES)

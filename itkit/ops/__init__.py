@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: operations that know nothing of files, samples or engines."""

@@ -1,0 +1,181 @@
+"""``series_meta.json``: what each file of a dataset holds, cached, and the fingerprint that follows from it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from itkit._support.files import write_json
+from itkit.errors import DataError
+from itkit.io.volumes import read_header, read_volume
+from itkit.process.cases import Case, find_cases
+from itkit.process.ledger import stamp
+
+MANIFEST_NAME = "series_meta.json"
+_CHUNK = 1 << 20
+
+
+def read_manifest(root: str | os.PathLike) -> dict[str, dict]:
+    """Return the entries of ``<root>/series_meta.json``; empty if there is none.
+
+    Raises:
+        DataError: If the file is not a JSON object of objects.
+    """
+    path = Path(root) / MANIFEST_NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read ({error}); it is only a cache, remove it.", path) from error
+    if not isinstance(document, dict) or not all(isinstance(entry, dict) for entry in document.values()):
+        raise DataError("is not an object with one object a file; it is only a cache, remove it.", path)
+    return document
+
+
+def describe_case(case: Case) -> dict:
+    """Return the manifest's entry of a case, from its files.
+
+    Returns:
+        ``size`` and ``spacing`` (Z, Y, X; voxels and mm), ``channels`` (None without a channel axis), ``dtype``, ``min``,
+        ``max`` of the image; ``labels`` (sorted values, None without a label file); ``sha256`` and ``stamp`` (bytes, time)
+        of the image file and the same with ``label_`` in front.
+
+    Raises:
+        DataError: If a file cannot be read.
+    """
+    volume = read_volume(case.image)
+    entry = {
+        **_geometry(case.image),
+        "min": volume.array.min().item(),
+        "max": volume.array.max().item(),
+        "labels": None,
+        "sha256": checksum(case.image),
+        "stamp": stamp(case.image),
+    }
+    if case.label is not None:
+        labels = np.unique(read_volume(case.label).array)
+        entry |= {
+            "labels": labels.tolist(),
+            "label_sha256": checksum(case.label),
+            "label_stamp": stamp(case.label),
+        }
+    return entry
+
+
+def update_manifest(root: str | os.PathLike, *, write: bool = True) -> dict[str, dict]:
+    """Bring ``<root>/series_meta.json`` up to date and return its entries, ordered by name.
+
+    Only files whose size or time changed are read again; entries of vanished files go.
+
+    Args:
+        root: A dataset's folder.
+        write: Write the file (if anything changed).
+
+    Raises:
+        DataError: If the folder holds no cases, or a file cannot be read or written.
+    """
+    known, fresh = read_manifest(root), {}
+    for case in find_cases(root).cases:
+        entry = known.get(case.image.name)
+        complete = entry is not None and {"size", "min", "labels", "sha256"} <= entry.keys()
+        fresh[case.image.name] = entry if complete and is_current(entry, case) else describe_case(case)
+    if write and fresh != known:
+        path = Path(root) / MANIFEST_NAME
+        try:
+            write_json(path, fresh)
+        except OSError as error:
+            raise DataError(f"cannot be written ({error.strerror}).", path) from error
+    return fresh
+
+
+def is_current(entry: dict, case: Case) -> bool:
+    """Say whether a manifest's entry still describes the files of `case`."""
+    label = None if case.label is None else stamp(case.label)
+    return entry.get("stamp") == stamp(case.image) and entry.get("label_stamp") == label
+
+
+def case_geometry(case: Case, manifest: dict[str, dict] | None = None) -> dict:
+    """Return ``size``, ``spacing``, ``channels`` and ``dtype`` of a case's image: from the manifest if current, else from
+    the file's header.
+
+    Raises:
+        DataError: If the header has to be read and cannot be.
+    """
+    entry = (manifest or {}).get(case.image.name)
+    if entry is not None and entry.get("stamp") == stamp(case.image) and {"size", "spacing"} <= entry.keys():
+        return entry
+    return _geometry(case.image)
+
+
+def checksum(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal (for .mhd of the header, then of the voxels' file too).
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    digest, path = hashlib.sha256(), Path(path)
+    parts = [path]
+    if path.suffix.lower() == ".mhd":
+        parts += [part for part in (path.with_suffix(".zraw"), path.with_suffix(".raw")) if part.is_file()]
+    try:
+        for part in parts:
+            with open(part, "rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror}).", path) from error
+    return digest.hexdigest()
+
+
+def fingerprint(source: str | os.PathLike | Iterable[Case]) -> str:
+    """Return one SHA-256 over the names, sizes and contents of all files of a dataset.
+
+    It does not depend on the folder's place, the order of listing, or file times. Content checksums are taken from
+    ``series_meta.json`` where size and time of the file are as noted there.
+
+    Args:
+        source: A dataset's folder, or cases (of one dataset; then only these count).
+
+    Raises:
+        DataError: If the folder holds no cases or a file cannot be read.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        cases: list[Case] = list(find_cases(source).cases)
+    else:
+        cases = list(source)
+    manifests: dict[Path, dict] = {}
+    digest = hashlib.sha256()
+    for case in sorted(cases, key=lambda case: (case.case_id, case.image.name)):
+        root = case.image.parent.parent
+        if root not in manifests:
+            manifests[root] = {}
+            # A manifest that cannot be read is a cache that does not help, nothing worse.
+            with contextlib.suppress(DataError):
+                manifests[root] = read_manifest(root)
+        entry = manifests[root].get(case.image.name, {})
+        for role, path, prefix in (("image", case.image, ""), ("label", case.label, "label_")):
+            if path is None:
+                continue
+            now = stamp(path)
+            if now is None:
+                raise DataError("no such file.", path)
+            content = entry.get(f"{prefix}sha256") if entry.get(f"{prefix}stamp") == now else None
+            digest.update(f"{role}/{path.name}\0{now[0]}\0{content or checksum(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _geometry(path: Path) -> dict:
+    header = read_header(path)
+    return {
+        "size": list(header.geometry.size_zyx),
+        "spacing": list(header.geometry.spacing_zyx),
+        "channels": header.channels,
+        "dtype": str(header.dtype),
+    }

@@ -1,0 +1,80 @@
+"""Child registries (scope ``itkit``) of MMEngine's: parts depend on the registry, never the reverse.
+
+`locations` are strings: a registry imports the rooms that hold its parts only when a name is looked up. Components of
+MONAI, transforms included, answer to ``monai.<ClassName>`` wherever a name is allowed.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from mmengine import registry as root
+from mmengine.registry import Registry
+
+SCOPE = "itkit"
+
+
+def _child(name: str, parent: Registry, *locations: str) -> Registry:
+    return Registry(name, parent=parent, scope=SCOPE, locations=list(locations))
+
+
+RUNNERS = _child("runner", root.RUNNERS, "itkit.mm.runner")
+LOOPS = _child("loop", root.LOOPS, "itkit.mm.loops")
+HOOKS = _child("hook", root.HOOKS, "itkit.mm.hooks")
+STRATEGIES = _child("strategy", root.STRATEGIES, "itkit.mm.strategies")
+DATASETS = _child("dataset", root.DATASETS, "itkit.dataset")
+DATA_SAMPLERS = _child("data sampler", root.DATA_SAMPLERS, "itkit.mm.samplers")
+TRANSFORMS = _child("transform", root.TRANSFORMS, "itkit.transforms")
+MODELS = _child("model", root.MODELS, "itkit.mm.task_models", "itkit.models", "itkit.criterion")
+MODEL_WRAPPERS = _child("model wrapper", root.MODEL_WRAPPERS, "itkit.mm.strategies")
+OPTIMIZERS = _child("optimizer", root.OPTIMIZERS, "itkit.mm.optim")
+OPTIM_WRAPPERS = _child("optim wrapper", root.OPTIM_WRAPPERS, "itkit.mm.optim")
+OPTIM_WRAPPER_CONSTRUCTORS = _child("optim wrapper constructor", root.OPTIM_WRAPPER_CONSTRUCTORS, "itkit.mm.optim")
+PARAM_SCHEDULERS = _child("parameter scheduler", root.PARAM_SCHEDULERS, "itkit.mm.optim")
+METRICS = _child("metric", root.METRICS, "itkit.metrics")
+EVALUATOR = _child("evaluator", root.EVALUATOR, "itkit.metrics")
+FUNCTIONS = _child("function", root.FUNCTIONS, "itkit.dataset")
+VISUALIZERS = _child("visualizer", root.VISUALIZERS, "itkit.mm.visualization")
+VISBACKENDS = _child("vis_backend", root.VISBACKENDS, "itkit.mm.visualization")
+LOG_PROCESSORS = _child("log_processor", root.LOG_PROCESSORS, "itkit.mm.visualization")
+
+
+class LibraryRegistry(Registry):
+    """A registry scope whose names are the public classes of another library's modules.
+
+    Args:
+        name: Kind of component, as in every registry.
+        parent: MMEngine's root registry of that kind.
+        scope: The prefix under which the classes are found, e.g. ``"monai"``.
+        modules: Modules that are searched in this order, imported at the first look-up.
+    """
+
+    def __init__(self, name: str, *, parent: Registry, scope: str, modules: tuple[str, ...]):
+        super().__init__(name, parent=parent, scope=scope)
+        self._modules = modules
+
+    def get(self, key: str):
+        """Return the class called `key` (with or without the scope in front), or None."""
+        key = key.removeprefix(f"{self._scope}.")
+        for module in self._modules:
+            found = getattr(importlib.import_module(module), key, None)
+            if isinstance(found, type):
+                return found
+        return None
+
+    def names(self) -> list[str]:
+        """Return the names of all public classes, sorted."""
+        return sorted(
+            {
+                n
+                for m in self._modules
+                for n, v in vars(importlib.import_module(m)).items()
+                if isinstance(v, type) and n[0] != "_"
+            }
+        )
+
+
+MONAI_MODELS = LibraryRegistry(
+    "model", parent=root.MODELS, scope="monai", modules=("monai.networks.nets", "monai.losses", "monai.networks.blocks")
+)
+MONAI_TRANSFORMS = LibraryRegistry("transform", parent=root.TRANSFORMS, scope="monai", modules=("monai.transforms",))

@@ -1,0 +1,25 @@
+"""What all tests share: one torch thread, seeds, and the way to real data that is not part of the repository."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Return a function that gives the path of a real dataset, or skips where it is absent."""
+    root = Path(os.environ.get("ITKIT_SHARED", REPOSITORY.parent / "shared"))
+
+    def find(name: str) -> Path:
+        path = root / "data" / name
+        if not path.exists():
+            pytest.skip(f"real data {name} are not here (set ITKIT_SHARED to the folder that holds data/{name})")
+        return path
+
+    return find
