@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from itkit._support.files import write_json
+from itkit._support.files import replace_when_complete, write_json
 from itkit.dataset.splits import SPLIT_NAME, read_split
 from itkit.errors import DataError, ItkitError, UsageError
 from itkit.io.geometry import require_same_grid
@@ -199,7 +199,8 @@ class Converter:
             running = {pool.submit(self.attempt, case): case for case in cases}
             for future in as_completed(running):
                 error = future.exception()
-                yield running[future], future.result() if error is None else f"the worker process died: {error}"
+                reason = future.result() if error is None else f"the worker process died ({error}); run again."
+                yield running[future], reason
 
     def attempt(self, case: SourceCase) -> str | None:
         """Convert one case; return the reason if that fails."""
@@ -216,7 +217,8 @@ class Converter:
         if not source.is_file() or (target.is_file() and not self.overwrite):
             return
         read_split(source)
-        shutil.copyfile(source, target)
+        with replace_when_complete(target) as temporary:
+            shutil.copyfile(source, temporary)
 
     @classmethod
     def main(cls, arguments: Sequence[str] | None = None) -> int:

@@ -342,7 +342,7 @@ def _pair_row(pair: comparison.PairedComparison, metric: str, colours: Mapping[s
         "wins": pair.wins,
         "losses": pair.losses,
         "ties": pair.cases - pair.wins - pair.losses,
-        "verdict": "clear" if clear else "within chance",
+        "verdict": "clear" if clear else "within chance" if pair.wins or pair.losses else "equal",
         "colours": [_slot(colours.get(name, 0)) for name in (pair.better, pair.worse)],
     }
 
@@ -404,7 +404,7 @@ def _facts_of(key: str, value: Any, facts: dict[str, str]) -> None:
         for name, part in value.items():
             _facts_of(f"{key} {name}".strip(), part, facts)
     elif isinstance(value, (list, tuple)):
-        facts[key] = " ".join(str(part) for part in value)
+        facts[key] = " ".join(str(part) for part in value) or "–"
     else:
         facts[key] = "–" if value is None else str(value)
 
@@ -459,6 +459,8 @@ def _signed(value: float, metric: str) -> str:
 def _minutes(value: Any) -> str:
     if not isinstance(value, (int, float)) or not value:
         return "–"
+    if value < 0.1:
+        return "< 0.1"
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 

@@ -52,7 +52,9 @@ def load(path: Path, map_location: Any = "cpu", *, sha256_expected: str | None =
             "If you trust its origin, convert it once with torch.load(..., weights_only=False) and save its state_dict."
         ) from error
     except (EOFError, RuntimeError, zipfile.BadZipFile, OSError, KeyError) as error:
-        raise CheckpointError(f"{path}: is damaged or incomplete ({' '.join(str(error).split())[:200] or 'it ends too early'}).") from error
+        raise CheckpointError(
+            f"{path}: is damaged or incomplete ({' '.join(str(error).split())[:200] or 'it ends too early'})."
+        ) from error
 
 
 def sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
 
 from itkit.errors import ConfigError
 from itkit.experiment.names import Experiment
@@ -35,6 +36,11 @@ def load_config(experiment: Experiment, model: str, overrides: dict[str, Any] | 
         config = _read(experiment.shared_config, experiment)
         config.merge_from_dict(_read_document(path))
         config._filename = str(path)
+    if config.get("custom_imports"):
+        try:
+            import_modules_from_strings(**config.custom_imports)
+        except (ImportError, TypeError) as error:
+            raise ConfigError(f"{path}: custom_imports: {' '.join(str(error).split())}") from error
     if overrides:
         try:
             config.merge_from_dict(overrides)

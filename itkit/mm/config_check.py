@@ -216,6 +216,8 @@ def _component(node: dict, path: str, role: str | None, scope: str) -> list[str]
         component = kind
     names, is_open = accepted_arguments(component)
     title = getattr(component, "__name__", str(component))
+    if names is not None and role == "OPTIM_WRAPPERS":
+        names |= {"constructor", "paramwise_cfg"}  # read by the builder of the wrapper
     return [] if names is None else list(_unknown(node, names, path, title, only_near=is_open))
 
 

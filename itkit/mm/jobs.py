@@ -29,6 +29,7 @@ from itkit.mm.config import load_config
 from itkit.mm.config_check import check_config
 from itkit.mm.plan import describe_plan
 from itkit.mm.preparation import prepare
+from itkit.mm.processes import join
 from itkit.mm.provenance import describe_run
 from itkit.mm.runner import ExperimentRunner, require_training_parts
 
@@ -116,6 +117,7 @@ class Job:
 
     def _do(self) -> str:
         cfg = self._load()
+        join(self.request.launcher)
         if self.request.check:
             plan = describe_plan(cfg)
             self.say("is well formed\n" + plan)
@@ -130,6 +132,7 @@ class Job:
             if self.request.test:
                 done.append(self._test(cfg))
         if self.request.smoke:
+            self.say("smoke test passed")
             done.append("smoke test passed")
         return "; ".join(done)
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper as EngineOptimWrapper
 from torch import nn
 
 from itkit._support.suggestions import did_you_mean
 from itkit.errors import ConfigError
+from itkit.mm.hooks.runtime_info import ScalarHistory
 from itkit.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 
 _NORMS = tuple(
@@ -28,6 +29,34 @@ _DEPTHWISE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FACTORS = ("bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult", "dwconv_decay_mult")
 _KEYS = (*_FACTORS, "custom_keys")
 _CUSTOM = ("lr_mult", "decay_mult")
+
+
+@OPTIM_WRAPPERS.register_module()
+class OptimWrapper(EngineOptimWrapper):
+    """MMEngine's optimizer wrapper without needless work in every iteration.
+
+    Without gradient accumulation the loss goes to the backward pass as it is. Gradients are clipped together, and the
+    norm before clipping is recorded as ``grad_norm`` without waiting for the device. Arguments as in MMEngine.
+    """
+
+    def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the loss divided by the number of iterations whose gradients are added up."""
+        return loss if self._accumulative_counts == 1 else super().scale_loss(loss)
+
+    def _clip_grad(self) -> None:
+        groups = self.optimizer.param_groups
+        parameters = [p for group in groups for p in group["params"] if p.requires_grad and p.grad is not None]
+        if not parameters:
+            return
+        norm = self.clip_func(parameters, **{"foreach": True, **self.clip_grad_kwargs})
+        if norm is None:
+            return
+        name = f"train/{self.grad_name}"
+        history = self.message_hub.log_scalars.get(name)
+        if isinstance(history, ScalarHistory):
+            history.append(norm)
+        else:
+            self.message_hub.update_scalar(name, norm.item())
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -61,7 +90,7 @@ class mgam_OptimWrapperConstructor:
         self.decay = self.optimizer_cfg.get("weight_decay")
         self._check()
 
-    def __call__(self, model: nn.Module) -> OptimWrapper:
+    def __call__(self, model: nn.Module) -> EngineOptimWrapper:
         """Return the wrapper with an optimizer over `model`'s parameters."""
         model = model.module if is_model_wrapper(model) else model
         groups = self.groups(model)
@@ -70,7 +99,7 @@ class mgam_OptimWrapperConstructor:
         kind = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
         first = next(iter(inspect.signature(kind).parameters)) if kind is not None else "params"
         optimizer = OPTIMIZERS.build({**optimizer_cfg, first: groups})
-        return OPTIM_WRAPPERS.build({"type": "OptimWrapper", **self.wrapper_cfg}, default_args={"optimizer": optimizer})
+        return OPTIM_WRAPPERS.build({"type": OptimWrapper, **self.wrapper_cfg}, default_args={"optimizer": optimizer})
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Return the parameter groups, each parameter once, in the order of the model."""
@@ -86,7 +115,9 @@ class mgam_OptimWrapperConstructor:
                 group = groups.setdefault(tuple(sorted(options.items())), {"params": [], **options})
                 group["params"].append(parameter)
         if not groups:
-            raise ConfigError(f"{type(model).__name__} has no parameter that needs a gradient, so there is nothing to train.")
+            raise ConfigError(
+                f"{type(model).__name__} has no parameter that needs a gradient, so there is nothing to train."
+            )
         for key in self.paramwise.get("custom_keys", {}):
             if key not in used:
                 names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -96,7 +127,9 @@ class mgam_OptimWrapperConstructor:
                 )
         return list(groups.values())
 
-    def _options(self, full: str, module: nn.Module, name: str, parameter: nn.Parameter, used: set[str]) -> dict[str, float]:
+    def _options(
+        self, full: str, module: nn.Module, name: str, parameter: nn.Parameter, used: set[str]
+    ) -> dict[str, float]:
         """Return the learning rate and weight decay of one parameter, where they differ from the optimizer's."""
         custom = self.paramwise.get("custom_keys", {})
         fitting = sorted((key for key in custom if key in full), key=lambda key: (-len(key), key))
@@ -168,4 +201,6 @@ class mgam_OptimWrapperConstructor:
             raise ConfigError(f"paramwise_cfg: {where} must be a number, 0 or more, got {value!r}.")
         base, name = (self.lr, "lr") if key.endswith("lr_mult") else (self.decay, "weight_decay")
         if base is None:
-            raise ConfigError(f"paramwise_cfg: {where} multiplies `{name}`, which the optimizer's config does not give.")
+            raise ConfigError(
+                f"paramwise_cfg: {where} multiplies `{name}`, which the optimizer's config does not give."
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -35,7 +36,8 @@ def count_flops(model: torch.nn.Module, patch: tuple[int, ...], channels: int) -
     """Return multiply-adds of one forward pass of one patch (batch 1), as fvcore counts them.
 
     Args:
-        model: A task model, also on the meta device.
+        model: A task model, also on the meta device. fvcore runs the network once, so it is given memory for the count;
+            its weights are then arbitrary.
         patch: Spatial size (Z, Y, X) or (Y, X).
         channels: Input channels.
 
@@ -43,13 +45,15 @@ def count_flops(model: torch.nn.Module, patch: tuple[int, ...], channels: int) -
         None if the network cannot be traced.
     """
     network = getattr(model, "backbone", model)
-    device = next(model.parameters()).device
+    if any(p.is_meta for p in network.parameters()):
+        network = copy.deepcopy(network).to_empty(device="cpu")
     silent = logging.getLogger("fvcore"), logging.getLogger("torch.jit")
     for logger in silent:
         logger.setLevel(logging.ERROR)
     try:
-        analysis = FlopCountAnalysis(network.eval(), torch.empty(1, channels, *patch, device=device))
-        return int(analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total())
+        analysis = FlopCountAnalysis(network.eval(), torch.zeros(1, channels, *patch))
+        with torch.no_grad():
+            return int(analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total())
     except (RuntimeError, TypeError, ValueError, NotImplementedError, torch.jit.TracingCheckError):
         return None
 

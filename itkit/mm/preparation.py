@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 
-from itkit.errors import ConfigError
 from itkit.mm.precision import apply_precision
+from itkit.mm.processes import wrapper_config
 from itkit.registry import SCOPE
 
 DEFAULT_HOOK_TYPES = {
@@ -51,7 +50,9 @@ def prepare(
         cfg.randomness["seed"] = 0
     if cfg.get("cpu_threads"):
         torch.set_num_threads(cfg.cpu_threads)
-    _parallel(cfg, launcher)
+    wrapper = wrapper_config(cfg)
+    if wrapper:
+        cfg.setdefault("model_wrapper_cfg", wrapper)
     if cfg.get("optim_wrapper") is not None:
         apply_precision(cfg.optim_wrapper, cfg.get("precision"))
     if isinstance(cfg.get("compile"), str):
@@ -61,19 +62,6 @@ def prepare(
     if smoke:
         _shorten(cfg)
     return cfg
-
-
-def _parallel(cfg: Config, launcher: str) -> None:
-    parallel = cfg.get("parallel") or "none"
-    if launcher == "none":
-        return
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and parallel == "none":
-        raise ConfigError(
-            f'parallel = "none", but {world} processes were started. Set parallel = "ddp", or start one process.'
-        )
-    if not torch.cuda.is_available():
-        cfg.env_cfg.setdefault("dist_cfg", {})["backend"] = "gloo"
 
 
 def _type_name(hook: Any) -> str:

@@ -189,7 +189,8 @@ def _work(arguments: argparse.Namespace, roots: Roots, chosen: list[tuple[Experi
                 say(f"         traceback: {outcome.traceback_file}")
     if not failed:
         return 0
-    return 2 if all(o.exit_code == 2 for o in failed) else 1
+    nothing_was_possible = len(failed) == len(outcomes) and all(o.exit_code == 2 for o in failed)
+    return 2 if nothing_was_possible else 1
 
 
 def _show(arguments: argparse.Namespace, roots: Roots, chosen: list[tuple[Experiment, list[str]]]) -> None:

@@ -25,7 +25,7 @@ from itkit.experiment.state import CHECKPOINT_FOLDER, RunState
 from itkit.mm import checkpoints
 from itkit.mm.loader import guard_loader
 from itkit.mm.provenance import describe_datasets
-from itkit.registry import RUNNERS
+from itkit.registry import MODEL_WRAPPERS, RUNNERS
 
 
 @RUNNERS.register_module()
@@ -110,6 +110,15 @@ class ExperimentRunner(Runner):
         settings.setdefault("sampler", {"type": "CaseSampler"})
         loader = Runner.build_dataloader(settings, seed=seed, diff_rank_seed=diff_rank_seed)
         return guard_loader(loader, seed=seed or 0) if isinstance(loader, DataLoader) else loader
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
+        """Move the model to its device; wrap it only where several processes share the work."""
+        if self.world_size == 1:
+            return model.to(get_device())
+        if not torch.cuda.is_available() and model_wrapper_cfg and "device_ids" in model_wrapper_cfg:
+            settings = {**model_wrapper_cfg, "module": model}
+            return MODEL_WRAPPERS.build(settings)
+        return super().wrap_model(model_wrapper_cfg, model)
 
     # ---- cost ----
 

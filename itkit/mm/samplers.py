@@ -26,7 +26,9 @@ def _rank_and_world(rank: int | None, world_size: int | None) -> tuple[int, int]
 def _case_count(dataset: Sized) -> int:
     count = len(dataset)
     if count == 0:
-        raise DataError(f"{type(dataset).__name__} holds no case, so nothing can be drawn from it; check its root and split.")
+        raise DataError(
+            f"{type(dataset).__name__} holds no case, so nothing can be drawn from it; check its root and split."
+        )
     return count
 
 
@@ -114,9 +116,7 @@ class CaseSampler(Sampler):
         ConfigError: If the rank lies outside the world.
     """
 
-    def __init__(
-        self, dataset: Sized, seed: int | None = None, rank: int | None = None, world_size: int | None = None
-    ):
+    def __init__(self, dataset: Sized, seed: int | None = None, rank: int | None = None, world_size: int | None = None):
         self.count = _case_count(dataset)
         self.seed = 0 if seed is None else int(seed)
         self.rank, self.world_size = _rank_and_world(rank, world_size)

@@ -186,8 +186,8 @@ class SemanticSegment(BaseModel):
         self.num_classes = num_classes
         self.gt_sem_seg_key = gt_sem_seg_key
         self.use_half = use_half
-        self.binary_segment_threshold = 0.5 if num_classes == 1 and binary_segment_threshold is None else (
-            binary_segment_threshold
+        self.binary_segment_threshold = (
+            0.5 if num_classes == 1 and binary_segment_threshold is None else (binary_segment_threshold)
         )
         self.inference_config = InferenceConfig.from_config(inference_config)
         if num_classes == 1 and self.inference_config.argmax_batchsize is not None:

@@ -16,7 +16,9 @@ SOFTMAX = {"to_onehot_y": True, "softmax": True}
 def data(shape, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     logits = (2 * torch.randn(shape, generator=generator, dtype=dtype)).requires_grad_()
-    target = torch.randint(0, max(shape[1], 2) - 1, (shape[0], *shape[2:]), generator=generator)  # the last class is absent
+    target = torch.randint(
+        0, max(shape[1], 2) - 1, (shape[0], *shape[2:]), generator=generator
+    )  # the last class is absent
     target[0, :2] = shape[1] - 1 if shape[1] > 1 else 1
     return logits, target
 
@@ -82,7 +84,9 @@ def test_focal_is_monais_times_the_classes(shape, gamma):
 def test_cross_entropy(options, weighted):
     logits, target = data(SHAPES[1])
     weights = (0.5, 2.0, 1.0) if weighted else None
-    theirs = F.cross_entropy(logits, target, torch.tensor(weights, dtype=torch.float64) if weighted else None, **options)
+    theirs = F.cross_entropy(
+        logits, target, torch.tensor(weights, dtype=torch.float64) if weighted else None, **options
+    )
     agree(CrossEntropyLoss(class_weights=weights, **options)(logits, target), theirs, logits)
     if "label_smoothing" not in options:
         agree(DiceCELoss(dice_weight=0, class_weights=weights, **options)(logits, target), theirs, logits)

@@ -86,7 +86,9 @@ def test_real_hippocampus(shared_data):
         lps = np.diag([-1, -1, 1, 1]) @ image.affine
         np.testing.assert_allclose(volume.origin_xyz, lps[:3, 3], rtol=1e-6)
         spacing_xyz = np.array(volume.spacing_zyx[::-1])
-        np.testing.assert_allclose(np.reshape(volume.direction_xyz, (3, 3)) * spacing_xyz, lps[:3, :3], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            np.reshape(volume.direction_xyz, (3, 3)) * spacing_xyz, lps[:3, :3], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_real_ct(shared_data):

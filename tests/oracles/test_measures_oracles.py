@@ -61,12 +61,19 @@ def test_real_hippocampi_equal_deepminds(shared_data):
 
     for path in sorted(shared_data("Task04_Hippocampus").joinpath("labelsTr").glob("[!.]*.nii.gz"))[:4]:
         image = sitk.ReadImage(str(path))
-        truth, spacing = sitk.GetArrayFromImage(image).astype(np.uint8), image.GetSpacing()[::-1]  # some are float files
+        truth, spacing = (
+            sitk.GetArrayFromImage(image).astype(np.uint8),
+            image.GetSpacing()[::-1],
+        )  # some are float files
         ours = case_values(truth, np.roll(truth, (1, -1), (1, 2)), 3, ("HD95", "NSD"), spacing)
         for label in (1, 2):
-            theirs = deepmind.compute_surface_distances(truth == label, np.roll(truth == label, (1, -1), (1, 2)), spacing)
+            theirs = deepmind.compute_surface_distances(
+                truth == label, np.roll(truth == label, (1, -1), (1, 2)), spacing
+            )
             assert ours["HD95"][label] == pytest.approx(deepmind.compute_robust_hausdorff(theirs, 95), rel=1e-12)
-            assert ours["NSD"][label] == pytest.approx(deepmind.compute_surface_dice_at_tolerance(theirs, 1.0), rel=1e-12)
+            assert ours["NSD"][label] == pytest.approx(
+                deepmind.compute_surface_dice_at_tolerance(theirs, 1.0), rel=1e-12
+            )
 
 
 def test_one_empty_mask_equals_deepminds(monkeypatch):

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
-from fake_experiment import NAME, make_experiment  # noqa: E402
+from fake_experiment import NAME, make_experiment
 
-from itkit.experiment import comparison  # noqa: E402
-from itkit.experiment.comparison import (  # noqa: E402
+from itkit.experiment import comparison
+from itkit.experiment.comparison import (
     compare_models,
     load_experiment,
     lower_is_better,
@@ -139,17 +139,24 @@ def test_equal_means_share_a_rank(fresh):
 
 
 def test_direction_of_metrics():
-    assert [lower_is_better(name) for name in ("HD95", "val/ASSD", "loss", "Dice", "NSD", "IoU")] == [True] * 3 + [False] * 3
+    assert [lower_is_better(name) for name in ("HD95", "val/ASSD", "loss", "Dice", "NSD", "IoU")] == [True] * 3 + [
+        False
+    ] * 3
 
 
 def test_paired_comparison_uses_the_same_cases_only(fresh):
     work, test = fresh
     rows = (test / "unet_small" / "cases.csv").read_text().splitlines()
-    (test / "unet_small" / "cases.csv").write_text("\n".join([*rows[:-1], rows[-1].replace("hippocampus", "other")]) + "\n")
+    (test / "unet_small" / "cases.csv").write_text(
+        "\n".join([*rows[:-1], rows[-1].replace("hippocampus", "other")]) + "\n"
+    )
     (pair,) = compare_models(load_experiment(work, test), "Dice")
     assert (pair.better, pair.worse, pair.cases) == ("unet_strong", "unet_small", 3)
     one, two = (
-        {row["case_id"]: (row["Dice/Anterior"] + row["Dice/Posterior"]) / 2 for row in read_cases(test / name / "cases.csv")}
+        {
+            row["case_id"]: (row["Dice/Anterior"] + row["Dice/Posterior"]) / 2
+            for row in read_cases(test / name / "cases.csv")
+        }
         for name in ("unet_small", "unet_strong")
     )
     changes = [two[case] - one[case] for case in one if case in two]

@@ -120,7 +120,9 @@ def test_one_sigmoid_channel(name):
 
 
 @pytest.mark.parametrize("classes", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"ignore_index": 9}, {"class_weights": 1}, {"class_weights": 1, "ignore_index": 9}])
+@pytest.mark.parametrize(
+    "options", [{}, {"ignore_index": 9}, {"class_weights": 1}, {"class_weights": 1, "ignore_index": 9}]
+)
 @pytest.mark.parametrize("kind", [DiceLoss, CrossEntropyLoss, DiceCELoss, FocalLoss, TverskyLoss])
 def test_gradients(kind, options, classes):
     target = labels((2, 3, 4), max(classes, 2))

@@ -97,7 +97,9 @@ def test_an_unusable_direction_leaves_the_axes_alone(volume, direction):
 def test_every_shape_gives_a_small_picture(shape, truth_there, prediction_there, empty):
     image = np.random.default_rng(1).normal(size=shape)
     labels = np.zeros(shape, np.int16) if empty else np.random.default_rng(2).integers(0, 3, shape)
-    png = overlay_figure(image, labels if truth_there else None, labels if prediction_there else None, CLASSES, None, "x")
+    png = overlay_figure(
+        image, labels if truth_there else None, labels if prediction_there else None, CLASSES, None, "x"
+    )
     assert len(png) <= MAX_PNG_BYTES
     assert _opened(png).shape[0] > 60
 

@@ -30,7 +30,18 @@ def test_curve_takes_one_split_and_makes_gaps_of_what_is_not_finite():
 
 @pytest.mark.parametrize(
     "values",
-    [[], [None], [1.0], [NAN, INF], [0.0] * 5, [1e-12, 2e-12], [-3, 5, None, 1e30], [1e300, 1], list(range(5000)), [5, -5]],
+    [
+        [],
+        [None],
+        [1.0],
+        [NAN, INF],
+        [0.0] * 5,
+        [1e-12, 2e-12],
+        [-3, 5, None, 1e30],
+        [1e300, 1],
+        list(range(5000)),
+        [5, -5],
+    ],
 )
 def test_charts_are_well_formed_for_any_values(values):
     points = [(step, value) for step, value in enumerate(values)]
@@ -39,7 +50,9 @@ def test_charts_are_well_formed_for_any_values(values):
         ElementTree.fromstring(text)
         assert "nan" not in text
         assert "inf" not in text.replace("in validation", "")
-    text = strip_chart([Strip("<b>", [(f"<case'{k}>", value) for k, value in enumerate(values[:300])])], title="t", unit="mm")
+    text = strip_chart(
+        [Strip("<b>", [(f"<case'{k}>", value) for k, value in enumerate(values[:300])])], title="t", unit="mm"
+    )
     ElementTree.fromstring(text)
 
 

@@ -27,7 +27,9 @@ class Runner(SimpleNamespace):
     @classmethod
     def make(cls, **extra) -> Runner:
         optimizer = SimpleNamespace(get_lr=lambda: {"lr": [0.003]})
-        loop = SimpleNamespace(stop_training=False, dataloader=SimpleNamespace(waited_s=0.0, num_workers=1, batch_size=2))
+        loop = SimpleNamespace(
+            stop_training=False, dataloader=SimpleNamespace(waited_s=0.0, num_workers=1, batch_size=2)
+        )
         values = {
             "message_hub": MessageHub("test"),
             "logger": logging.getLogger("itkit-test-hooks"),
@@ -250,7 +252,8 @@ def test_monitor_that_validation_does_not_return_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "options, message", [({"rule": "bigger"}, "rule 'bigger'"), ({"patience": 0}, "patience=0"), ({"min_delta": -1}, "=-1")]
+    "options, message",
+    [({"rule": "bigger"}, "rule 'bigger'"), ({"patience": 0}, "patience=0"), ({"min_delta": -1}, "=-1")],
 )
 def test_early_stopping_refuses_wrong_arguments(options, message):
     with pytest.raises(ConfigError, match=message):
@@ -282,7 +285,9 @@ def test_share_of_waiting_is_logged_without_the_warm_up(monkeypatch, caplog):
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize("workers, remedy", [(0, "num_workers (none are used now)"), (2, "more workers (num_workers=2 now)")])
+@pytest.mark.parametrize(
+    "workers, remedy", [(0, "num_workers (none are used now)"), (2, "more workers (num_workers=2 now)")]
+)
 def test_much_waiting_is_warned_about_once(monkeypatch, caplog, workers, remedy):
     wait(monkeypatch, waited=0.25, step=0.75, iterations=100, workers=workers)
     assert caplog.text.count("Training waits for data 25% of the time (last 20 iterations)") == 1
@@ -339,7 +344,14 @@ def test_progress_refuses_an_interval_of_zero():
 def test_all_hooks_are_registered():
     from itkit.registry import HOOKS
 
-    for name in ("RuntimeInfoHook", "NonFiniteLossHook", "EarlyStoppingHook", "DataWaitHook", "ProgressHook", "EMAHook"):
+    for name in (
+        "RuntimeInfoHook",
+        "NonFiniteLossHook",
+        "EarlyStoppingHook",
+        "DataWaitHook",
+        "ProgressHook",
+        "EMAHook",
+    ):
         assert HOOKS.get(f"itkit.{name}").__name__ == name
 
 

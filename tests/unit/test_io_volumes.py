@@ -26,7 +26,9 @@ def make_volume(dtype="int16", channels=None, direction=OBLIQUE, seed=0) -> Volu
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64"]
+)
 def test_what_is_written_comes_back(tmp_path, suffix, dtype):
     volume = make_volume(dtype)
     path = tmp_path / f"case{suffix}"

@@ -13,7 +13,10 @@ from itkit.experiment.comparison import read_cases
 from itkit.mm.hooks.logger_json import LoggerJSON, cases_as_csv, merge_case_rows, summarise_metrics
 from itkit.registry import HOOKS
 
-ROWS = [{"case_id": "b", "Dice/one": 0.5, "Dice/two": None}, {"case_id": "a", "Dice/one": float("nan"), "Dice/two": 0.25}]
+ROWS = [
+    {"case_id": "b", "Dice/one": 0.5, "Dice/two": None},
+    {"case_id": "a", "Dice/one": float("nan"), "Dice/two": 0.25},
+]
 SUMMARY = {"Dice": {"mean": 0.375, "per_class": {"one": 0.5, "two": 0.25}, "ci95": None}}
 
 
@@ -96,11 +99,17 @@ def test_several_metrics_share_the_rows_of_a_case():
         {"case_id": "b", "Dice/one": 0.5, "Dice/two": None},
         {"case_id": "a", "Dice/one": None, "Dice/two": 0.25, "HD95/one": 3.0},
     ]
-    assert list(summarise_metrics([_metric(), other], {"Dice": 1, "HD95/one": 3.0, "loss": 2})) == ["Dice", "HD95", "loss"]
+    assert list(summarise_metrics([_metric(), other], {"Dice": 1, "HD95/one": 3.0, "loss": 2})) == [
+        "Dice",
+        "HD95",
+        "loss",
+    ]
 
 
 def test_prefixed_metrics_do_not_appear_twice_nor_hide_each_other():
-    summary = summarise_metrics([_metric(), _metric(prefix="post")], {"Dice": 0.4, "post/Dice": 0.5, "post/Dice/one": 0.5})
+    summary = summarise_metrics(
+        [_metric(), _metric(prefix="post")], {"Dice": 0.4, "post/Dice": 0.5, "post/Dice/one": 0.5}
+    )
     assert list(summary) == ["Dice", "post/Dice"]
 
 

@@ -356,7 +356,9 @@ def test_loader_without_a_batch_is_refused(tmp_path):
         runner.train()
 
 
-@pytest.mark.parametrize("options, message", [({"max_iters": 0}, "max_iters .* got 0"), ({"val_interval": 0.5}, "got 0.5")])
+@pytest.mark.parametrize(
+    "options, message", [({"max_iters": 0}, "max_iters .* got 0"), ({"val_interval": 0.5}, "got 0.5")]
+)
 def test_loop_refuses_wrong_numbers(options, message):
     with pytest.raises(ConfigError, match=message):
         IterBasedTrainLoop(None, None, **{"max_iters": 1, **options})

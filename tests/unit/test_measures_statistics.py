@@ -30,7 +30,9 @@ def test_interval_matches_a_plain_loop():
     table = generator.random((15, 3))
     table[generator.random((15, 3)) < 0.2] = NAN
     means = [overall_mean(table[generator.integers(0, 15, 15)]) for _ in range(20_000)]
-    np.testing.assert_allclose(bootstrap_interval(table, resamples=20_000), np.quantile(means, [0.025, 0.975]), atol=0.005)
+    np.testing.assert_allclose(
+        bootstrap_interval(table, resamples=20_000), np.quantile(means, [0.025, 0.975]), atol=0.005
+    )
 
 
 def test_interval_is_seeded_and_widens_with_its_level():

@@ -68,7 +68,9 @@ def test_every_measure_of_a_volume():
     assert flat["NSD/tumour"] is not None
     assert math.isnan(flat["NSD/tumour"])
     assert metric.case_rows[0]["HD95/tumour"] is None
-    _, tolerant = run([sample(cube, np.roll(cube, 1, 0), "a", spacing_zyx=(2.0, 1.0, 1.0))], measures=ALL, nsd_tolerance_mm=2)
+    _, tolerant = run(
+        [sample(cube, np.roll(cube, 1, 0), "a", spacing_zyx=(2.0, 1.0, 1.0))], measures=ALL, nsd_tolerance_mm=2
+    )
     assert tolerant["NSD"] == 1.0
 
 
@@ -147,7 +149,10 @@ def test_a_second_evaluation_starts_anew():
 def test_options_for_background_ignored_label_and_prefix():
     truth = np.array([[0, 1, 255, 255]], np.uint8)
     metric, flat = run(
-        [sample(truth, np.array([[0, 1, 1, 2]], np.uint8), "a")], ignore_background=False, ignore_index=255, prefix="val"
+        [sample(truth, np.array([[0, 1, 1, 2]], np.uint8), "a")],
+        ignore_background=False,
+        ignore_index=255,
+        prefix="val",
     )
     assert metric.case_rows == [{"case_id": "a", "Dice/background": 1.0, "Dice/liver": 1.0, "Dice/tumour": None}]
     np.testing.assert_equal(
@@ -216,7 +221,9 @@ def evaluate_share(rank: int, world: int) -> dict:
 def test_two_processes_equal_one_to_the_bit(tmp_path):
     expected = json.dumps(evaluate_share(0, 1))
     children = [
-        subprocess.Popen([sys.executable, __file__, str(rank), "2", str(tmp_path)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), "2", str(tmp_path)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
         for rank in range(2)
     ]
     try:

@@ -77,6 +77,11 @@ def test_all_problems_are_shown_at_once():
     assert "max_iters" in str(caught.value)
 
 
+def test_what_the_builder_of_an_optimizer_wrapper_reads_is_allowed():
+    optimizer = dict(type="SGD", lr=0.1)
+    check_config(config(optim_wrapper=dict(constructor="DefaultOptimWrapperConstructor", paramwise_cfg={}, optimizer=optimizer)))
+
+
 def test_nested_free_dictionaries_and_builder_languages_are_left_alone():
     check_config(config(notes=dict(optim_wraper=1), norm_cfg=dict(type="BN", requires_grad=True)))
 

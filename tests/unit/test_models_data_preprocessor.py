@@ -38,7 +38,10 @@ def test_everything_moves_to_the_device():
 
 
 def test_unequal_training_samples_are_named():
-    data = {"inputs": [torch.zeros(1, 4, 5, 6), torch.zeros(1, 4, 5, 7)], "data_samples": [sample("left"), sample("right")]}
+    data = {
+        "inputs": [torch.zeros(1, 4, 5, 6), torch.zeros(1, 4, 5, 7)],
+        "data_samples": [sample("left"), sample("right")],
+    }
     with pytest.raises(ConfigError, match=r"left \(1, 4, 5, 6\), right \(1, 4, 5, 7\)\. Crop or pad"):
         VolumeDataPreprocessor()(data, training=True)
     del data["data_samples"]

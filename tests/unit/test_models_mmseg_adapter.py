@@ -78,7 +78,9 @@ def test_it_builds_on_the_meta_device():
 
 
 def test_unknown_names_and_wrong_parts_are_refused():
-    with pytest.raises(ConfigError, match="backbone of MMSegBackboneHead: MMSegmentation has no 'ResNett'. Did you mean ResNet"):
+    with pytest.raises(
+        ConfigError, match="backbone of MMSegBackboneHead: MMSegmentation has no 'ResNett'. Did you mean ResNet"
+    ):
         MMSegBackboneHead({"type": "ResNett"}, HEAD)
     with pytest.raises(ConfigError, match="decode_head of MMSegBackboneHead must be a module or a config"):
         MMSegBackboneHead(RESNET, "FCNHead")

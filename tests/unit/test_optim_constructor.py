@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import mmengine.optim
 import pytest
 import torch
+from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from itkit.errors import ConfigError
-from itkit.mm.optim import mgam_OptimWrapperConstructor
+from itkit.mm.hooks.runtime_info import ScalarHistory
+from itkit.mm.optim import OptimWrapper, mgam_OptimWrapperConstructor
 
 
 class Net(nn.Module):
@@ -109,6 +112,36 @@ def test_arguments_of_the_wrapper_arrive():
     wrapper = build(clip_grad={"max_norm": 1.0}, accumulative_counts=2)
     assert wrapper.clip_grad_kwargs == {"max_norm": 1.0}
     assert wrapper._accumulative_counts == 2
+
+
+@pytest.mark.parametrize("clip", [{"max_norm": 0.1}, {"type": "value", "clip_value": 0.01}, None])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_our_wrapper_trains_exactly_like_mmengines(clip, accumulate):
+    def train(kind) -> tuple:
+        torch.manual_seed(0)
+        net = nn.Linear(5, 3)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        wrapper = kind(optimizer, accumulative_counts=accumulate, clip_grad=None if clip is None else dict(clip))
+        wrapper.message_hub = MessageHub("wrapper")
+        wrapper.initialize_count_status(net, 0, 5)
+        data = torch.randn(8, 5)
+        for _ in range(5):
+            wrapper.update_params(net(data).square().mean())
+        scalars = {name: history.data[0].tolist() for name, history in wrapper.message_hub.log_scalars.items()}
+        return net.weight.detach(), scalars
+
+    ours, theirs = train(OptimWrapper), train(mmengine.optim.OptimWrapper)
+    assert torch.equal(ours[0], theirs[0])
+    assert ours[1] == theirs[1]
+    assert bool(ours[1]) == (clip is not None and "max_norm" in clip)
+
+
+def test_norm_of_the_gradients_goes_to_a_fast_history():
+    wrapper = OptimWrapper(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1), clip_grad={"max_norm": 9.0})
+    wrapper.message_hub = MessageHub("fast")
+    wrapper.message_hub.log_scalars["train/grad_norm"] = ScalarHistory()
+    wrapper.update_params(wrapper.optimizer.param_groups[0]["params"][0].sum())
+    assert wrapper.message_hub.get_scalar("train/grad_norm").current() == pytest.approx(2**0.5)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,8 @@ def test_it_is_registered():
 
 
 @pytest.mark.parametrize(
-    "choice, names", [("worst", ["b", "d"]), (2, ["a", "b"]), (["e", "c", "zzz"], ["c", "e"]), (["c"], ["c"]), (0, None)]
+    "choice, names",
+    [("worst", ["b", "d"]), (2, ["a", "b"]), (["e", "c", "zzz"], ["c", "e"]), (["c"], ["c"]), (0, None)],
 )
 def test_the_chosen_cases_are_drawn(runner, tmp_path, choice, names):
     _epoch(OverlayHook(cases=choice, max_cases=2), runner, [_sample(*case) for case in CASES], "test")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
-from fake_experiment import NAME, make_experiment  # noqa: E402
+from fake_experiment import NAME, make_experiment
 
-from itkit.experiment.report import config_settings, differing_settings, write_report  # noqa: E402
+from itkit.experiment.report import config_settings, differing_settings, write_report
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "circle", "line", "rect", "path", "polyline"}
 
@@ -101,7 +101,9 @@ def test_text_from_runs_is_escaped(tmp_path):
 
 
 def test_an_experiment_without_any_run_has_a_page(tmp_path):
-    text = write_report(tmp_path / "9.9.Empty", tmp_path / "t", tmp_path / "out" / "page.html", models=["one"]).read_text()
+    text = write_report(
+        tmp_path / "9.9.Empty", tmp_path / "t", tmp_path / "out" / "page.html", models=["one"]
+    ).read_text()
     words = " ".join(Page(text).text)
     assert "Nothing was tested yet" in words
     assert "one" in words

@@ -39,11 +39,17 @@ def refuses(message: str):
         ({"backbone": {"depth": 3}}, "backbone must be a module or a config dict(type=..., ...)"),
         ({"backbone": {"type": "SubvoxelUnet"}}, "backbone: no model is called 'SubvoxelUnet'. Nearest: SubvoxelUNet"),
         ({"backbone": {"type": "monai.SegResNett"}}, "no model is called 'monai.SegResNett'. Nearest: monai.SegResNet"),
-        ({"inference_config": {"patchsize": 3}}, "no key 'patchsize'. Did you mean patch_size? Valid keys: patch_size,"),
+        (
+            {"inference_config": {"patchsize": 3}},
+            "no key 'patchsize'. Did you mean patch_size? Valid keys: patch_size,",
+        ),
         ({"inference_config": {"return_logits": True, "argmax_batchsize": 2}}, "set only one of them"),
         ({"inference_config": {"patch_stride": 2}}, "patch_stride has no effect without patch_size"),
         ({"inference_config": {"average": "logit"}}, "average must be logits or probabilities, found 'logit'. Did you"),
-        ({"inference_config": {"blending": "gausian"}}, "blending must be constant or gaussian, found 'gausian'. Did you"),
+        (
+            {"inference_config": {"blending": "gausian"}},
+            "blending must be constant or gaussian, found 'gausian'. Did you",
+        ),
         ({"inference_config": {"padding": "zero"}}, "padding must be edge or constant, found 'zero'."),
         ({"inference_config": {"slice_batch": 0}}, "slice_batch must be at least 1, found 0"),
         ({"num_classes": 1, "inference_config": {"argmax_batchsize": 2}}, "argmax_batchsize compares classes"),
@@ -62,8 +68,10 @@ def test_wrong_neighbours():
 @pytest.mark.parametrize("mode", ["tensor", "predict", "loss"])
 def test_channels_that_are_not_the_classes(mode):
     net = SemSeg3D(nn.Conv3d(1, 3, 1), CE, 2)
-    with refuses("backbone Conv3d returned 3 channels (output 0 of shape (1, 3, 4, 4, 4) for an input of shape "
-                 "(1, 1, 4, 4, 4)), but num_classes is 2"):
+    with refuses(
+        "backbone Conv3d returned 3 channels (output 0 of shape (1, 3, 4, 4, 4) for an input of shape "
+        "(1, 1, 4, 4, 4)), but num_classes is 2"
+    ):
         net(VOLUME, labelled(4, 4, 4), mode=mode)
     with refuses("returned 3 channels"):
         net.check_output(VOLUME.shape)
@@ -124,5 +132,7 @@ def test_a_loss_that_is_not_one_number():
 
 def test_a_loss_that_cannot_take_deep_supervision():
     net = SemSeg3D({"type": "SubvoxelUNet", "widths": (8, 16), "deep_supervision": 1}, CE, 2)
-    with refuses("criterion CrossEntropyLoss takes one tensor of logits, but the network returned 2 (deep supervision)"):
+    with refuses(
+        "criterion CrossEntropyLoss takes one tensor of logits, but the network returned 2 (deep supervision)"
+    ):
         net(VOLUME, labelled(4, 4, 4), mode="loss")

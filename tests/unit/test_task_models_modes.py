@@ -120,8 +120,9 @@ def test_mirror_images_are_averaged(small, average, monkeypatch):
         monkeypatch.setattr("itkit.mm.task_models.STACKED_MIRRORS_VOX", 1)
     backbone = nn.Conv3d(1, 2, 3, padding=1)
     x = torch.randn(2, 1, 6, 5, 4)
-    net = SemSeg3D(backbone, CE, 2, inference_config={"flip_axes": [[2], [0, 1]], "return_logits": True,
-                                                "average": average})
+    net = SemSeg3D(
+        backbone, CE, 2, inference_config={"flip_axes": [[2], [0, 1]], "return_logits": True, "average": average}
+    )
     found = torch.stack([s.seg_logits.data for s in net.predict(x)])
     answers = [backbone(x.flip(axes)).flip(axes) for axes in ([], [4], [2, 3])]
     if average == "logits":
@@ -163,7 +164,9 @@ def test_an_image_smaller_than_the_window_is_padded_on_both_sides(padding, mode)
 def test_the_threshold_of_averaged_windows_is_a_probability():
     x = torch.logit(torch.tensor([0.75, 0.85])).reshape(1, 1, 1, 1, 2)
     config = {"patch_size": 1, "return_logits": True}
-    net = SemSeg3D(nn.Identity(), {"type": nn.BCEWithLogitsLoss}, 1, binary_segment_threshold=0.8, inference_config=config)
+    net = SemSeg3D(
+        nn.Identity(), {"type": nn.BCEWithLogitsLoss}, 1, binary_segment_threshold=0.8, inference_config=config
+    )
     found = net.predict(x)[0]
     assert found.pred_sem_seg.data.flatten().tolist() == [0, 1]
     assert torch.allclose(found.seg_logits.data, x[0], atol=1e-5)
@@ -260,8 +263,13 @@ def test_deep_supervision_trains_end_to_end(criterion):
 @pytest.mark.parametrize("config", [{}, {"patch_size": (6, 4), "flip_axes": [0, 1]}, {"return_logits": True}], ids=str)
 def test_a_volume_is_predicted_like_a_loop_over_its_slices(neighbours, config):
     channels = 2 * (2 * neighbours + 1)
-    net = SemSeg2D(nn.Conv2d(channels, 3, 3, padding=1), CE, 3, neighbours=neighbours,
-                   inference_config={"slice_batch": 3, **config})
+    net = SemSeg2D(
+        nn.Conv2d(channels, 3, 3, padding=1),
+        CE,
+        3,
+        neighbours=neighbours,
+        inference_config={"slice_batch": 3, **config},
+    )
     volumes = torch.randn(2, 2, 7, 8, 9)
     found = net.predict(volumes)
     for volume, s in zip(volumes, found, strict=True):
@@ -307,7 +315,14 @@ def test_parts_by_name_by_class_and_as_modules_are_the_same_model():
 
 def test_monai_networks_build_by_name_and_by_class_in_a_lazy_config(tmp_path):
     net = MODELS.build(
-        {"type": "monai.UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": (4, 8), "strides": (2,)}
+        {
+            "type": "monai.UNet",
+            "spatial_dims": 3,
+            "in_channels": 1,
+            "out_channels": 2,
+            "channels": (4, 8),
+            "strides": (2,),
+        }
     )
     assert type(net).__module__ == "monai.networks.nets.unet"
     (tmp_path / "model.py").write_text(
@@ -373,7 +388,8 @@ def test_the_default_preprocessor_and_one_given_as_a_config():
 
 
 @pytest.mark.parametrize(
-    "classes, dtype", [(1, torch.uint8), (255, torch.uint8), (256, torch.int16), (32767, torch.int16), (32768, torch.int32)]
+    "classes, dtype",
+    [(1, torch.uint8), (255, torch.uint8), (256, torch.int16), (32767, torch.int16), (32768, torch.int32)],
 )
 def test_label_type(classes, dtype):
     assert label_type(classes) == dtype

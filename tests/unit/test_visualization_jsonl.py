@@ -75,7 +75,10 @@ def test_steps_and_splits_under_a_plain_runner(tmp_path, by_epoch):
         val_cfg={},
         val_evaluator=evaluator,
         optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.01}},
-        default_hooks={"logger": {"type": "LoggerHook", "interval": 1, "log_metric_by_epoch": by_epoch}, "checkpoint": None},
+        default_hooks={
+            "logger": {"type": "LoggerHook", "interval": 1, "log_metric_by_epoch": by_epoch},
+            "checkpoint": None,
+        },
         log_processor={"by_epoch": by_epoch},
         visualizer={
             "type": "Visualizer",
@@ -104,8 +107,8 @@ def test_it_is_registered():
 def test_odd_values_become_null_and_non_numbers_are_left_out(tmp_path):
     backend = JSONLinesVisBackend(str(tmp_path))
     values = {
-        "a": math.nan, "b": math.inf, "c": 1e300, "d": 10**400, "e": np.float32(0.5), "f": torch.tensor([2.0]), "g": np.array([3]),
-        "h": "text", "i": [1, 2], "j": None, "k": torch.ones(2), "l": True, "iter": 7,
+        "a": math.nan, "b": math.inf, "c": 1e300, "d": 10**400, "e": np.float32(0.5), "f": torch.tensor([2.0]),
+        "g": np.array([3]), "h": "text", "i": [1, 2], "j": None, "k": torch.ones(2), "l": True, "iter": 7,
     }  # fmt: skip
     backend.add_scalars(values, step=7, file_path="ignored.json")
     backend.close()

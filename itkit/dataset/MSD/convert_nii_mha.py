@@ -38,5 +38,10 @@ class MSDConverter(Converter):
         return read_description(self.source)
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return the exit code."""
+    return MSDConverter.main(arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(MSDConverter.main())
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Make CT-like volumes with known truth: ``python -m itkit.dataset.Phantom.generate DST``."""
+"""Make CT-like volumes with known truth."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def _soft(distance_mm: np.ndarray) -> np.ndarray:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the phantoms to a folder; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m itkit.dataset.Phantom.generate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m itkit.dataset.Phantom", description=__doc__)
     parser.add_argument("root", metavar="DST", help=f"folder to make, e.g. $ITKIT_DATA/{NAME}")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other phantoms (default 0)")
     options = parser.parse_args(arguments)
@@ -219,7 +219,3 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -62,7 +62,9 @@ class EMAHook(Hook):
         if not 0 <= decay < 1:
             raise ConfigError(f"EMAHook: decay={decay} must be at least 0 and below 1.")
         if interval < 1 or begin_iter < 0:
-            raise ConfigError(f"EMAHook: interval={interval} must be 1 or more and begin_iter={begin_iter} not negative.")
+            raise ConfigError(
+                f"EMAHook: interval={interval} must be 1 or more and begin_iter={begin_iter} not negative."
+            )
         self.decay, self.warm_up, self.interval, self.begin_iter = decay, warm_up, interval, begin_iter
         self.updates = 0
         self._names: list[str] = []

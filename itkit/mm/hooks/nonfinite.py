@@ -104,7 +104,11 @@ class NonFiniteLossHook(Hook):
         if self.in_a_row < self.patience:
             return
         rates = ", ".join(f"{rate[0]:.3g}" for rate in runner.optim_wrapper.get_lr().values())
-        since = "" if self.patience == 1 else f", not finite {self.in_a_row} times in a row since step {step - self.in_a_row + 1}"
+        since = (
+            ""
+            if self.patience == 1
+            else f", not finite {self.in_a_row} times in a row since step {step - self.in_a_row + 1}"
+        )
         raise TrainingError(
             f"the loss is {loss} at step {step}{since}; the last learning rate was {rates}. Lower the learning rate, clip "
             "gradients (optim_wrapper.clip_grad), or find the operation with --detect-anomaly."

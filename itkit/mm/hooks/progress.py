@@ -136,7 +136,9 @@ class ProgressHook(Hook):
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[text]}"),
             )
-            self._bar = Progress(*columns, console=Console(stderr=True, force_terminal=True), expand=True, transient=True)
+            self._bar = Progress(
+                *columns, console=Console(stderr=True, force_terminal=True), expand=True, transient=True
+            )
             self._bar.start()
 
     def _open_cases(self, name: str, loader: Any) -> None:
