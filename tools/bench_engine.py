@@ -135,7 +135,11 @@ def build(engine: str, case: dict, folder: Path, *, steps: int, batch: int, oppo
             "default_hooks": {"logger": {"type": "LoggerHook", "interval": 50}},
             "custom_hooks": [{"type": f"{scope}BenchOpponent", **opponent}],
             "log_processor": {"by_epoch": False},
-            "visualizer": {"type": "Visualizer", "vis_backends": [{"type": "TensorboardVisBackend"}], "name": str(folder)},
+            "visualizer": {
+                "type": "Visualizer",
+                "vis_backends": [{"type": "TensorboardVisBackend"}],
+                "name": str(folder),
+            },
             "default_scope": "itkit" if ours else "mmengine",
             "experiment_name": str(folder).replace("/", "_"),
             "log_level": "ERROR",

@@ -86,7 +86,12 @@ test_dataloader = dict(
 # ---- how to train, validate and test ----
 criterion = dict(type=DiceCELoss, include_background=False)
 inference_config = dict(
-    patch_size=patch_size, blending="gaussian", sigma_scale=0.25, padding="edge", flip_axes=[[2]], forward_batch_windows=4
+    patch_size=patch_size,
+    blending="gaussian",
+    sigma_scale=0.25,
+    padding="edge",
+    flip_axes=[[2]],
+    forward_batch_windows=4,
 )
 train_cfg = dict(type=IterBasedTrainLoop, max_iters=max_iters, val_interval=max_iters // 4)
 val_cfg = dict(type=ValLoop)

@@ -121,6 +121,8 @@ def check_number(name: str, value: float, low: float, high: float = float("inf")
     """
     value = float(value)
     if not (low < value if above else low <= value) or not value < high:
-        limits = f"{'above' if above else 'at least'} {low:g}" + ("" if high == float("inf") else f" and below {high:g}")
+        limits = f"{'above' if above else 'at least'} {low:g}" + (
+            "" if high == float("inf") else f" and below {high:g}"
+        )
         raise ConfigError(f"{name} must be {limits}; found {value:g}.")
     return value

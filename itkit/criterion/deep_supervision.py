@@ -33,7 +33,9 @@ class DeepSupervisionLoss(nn.Module):
     def __init__(self, loss: nn.Module | dict[str, Any], weights: Sequence[float] | None = None):
         super().__init__()
         self.loss = build_loss(loss)
-        self.weights = None if weights is None else tuple(check_number("a deep supervision weight", w, 0) for w in weights)
+        self.weights = (
+            None if weights is None else tuple(check_number("a deep supervision weight", w, 0) for w in weights)
+        )
         if self.weights is not None and not any(self.weights):
             raise ConfigError(f"deep supervision weights must not all be 0; found {self.weights}.")
 

@@ -172,7 +172,9 @@ def dice_ce_loss(
     return dice_weight * dice + ce_weight * entropy
 
 
-def _dice(counts: SoftCounts, include_background: bool, batch_dice: bool, weights: Tensor | None, smooth: float) -> Tensor:
+def _dice(
+    counts: SoftCounts, include_background: bool, batch_dice: bool, weights: Tensor | None, smooth: float
+) -> Tensor:
     hit, mass, volume = _pooled(counts, batch_dice)
     share = (2 * hit + smooth) / (mass + volume + smooth)
     return _mean_over_classes(1 - share, include_background, weights)

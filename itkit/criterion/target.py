@@ -29,7 +29,9 @@ def match_target(logits: Tensor, target: Tensor) -> Tensor:
             f"{found}. Targets are class numbers, not one-hot."
         )
     if target.is_floating_point() or target.is_complex():
-        raise UsageError(f"a target holds class numbers of an integer type; found {target.dtype}. Pack labels as integers.")
+        raise UsageError(
+            f"a target holds class numbers of an integer type; found {target.dtype}. Pack labels as integers."
+        )
     return target.long()
 
 

@@ -49,7 +49,9 @@ class TverskyLoss(OverlapLoss):
         )
         self.alpha, self.beta = check_number("alpha", alpha, 0), check_number("beta", beta, 0)
         if not self.alpha + self.beta:
-            raise ConfigError("alpha and beta are both 0: no error would cost anything; give one of them a value above 0.")
+            raise ConfigError(
+                "alpha and beta are both 0: no error would cost anything; give one of them a value above 0."
+            )
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a checked target."""

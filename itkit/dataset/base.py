@@ -151,7 +151,8 @@ class ITKITBaseSegDataset(BaseDataset):
         if folder.duplicates:
             name, files = next(iter(folder.duplicates.items()))
             raise DataError(
-                f"{name!r} is there in several formats: {', '.join(path.name for path in files)}. Keep one.", folder.root
+                f"{name!r} is there in several formats: {', '.join(path.name for path in files)}. Keep one.",
+                folder.root,
             )
         if folder.orphans:
             names = ", ".join(path.name for path in list(folder.orphans.values())[:5])
@@ -189,9 +190,7 @@ class ITKITBaseSegDataset(BaseDataset):
             )
         classes = self._metainfo["classes"]
         shared = {"classes": classes, "num_classes": len(classes)}
-        return [
-            {**sample, "seg_fields": [], **shared} for case_id in kept[: self.limit] for sample in samples[case_id]
-        ]
+        return [{**sample, "seg_fields": [], **shared} for case_id in kept[: self.limit] for sample in samples[case_id]]
 
     def _large_enough(self, samples: list[dict]) -> list[dict]:
         """The samples whose image passes `min_size` and `min_spacing`."""

@@ -30,9 +30,7 @@ class ITKITConcatDataset(torch.utils.data.Dataset):
         ConfigError: If there is no dataset, the classes differ, or the weights are not one positive number a dataset.
     """
 
-    def __init__(
-        self, datasets: Sequence[Any], weights: Sequence[float] | None = None, *, lazy_init: bool = False
-    ):
+    def __init__(self, datasets: Sequence[Any], weights: Sequence[float] | None = None, *, lazy_init: bool = False):
         if not datasets:
             raise ConfigError("ITKITConcatDataset needs at least one dataset.")
         self.datasets = [DATASETS.build(entry) if isinstance(entry, dict) else entry for entry in datasets]
@@ -65,9 +63,7 @@ class ITKITConcatDataset(torch.utils.data.Dataset):
         counts = [len(dataset) for dataset in self.datasets]
         if self.weights is not None:
             scale = max(count / weight for count, weight in zip(counts, self.weights, strict=True))
-            counts = [
-                max(count, round(scale * weight)) for count, weight in zip(counts, self.weights, strict=True)
-            ]
+            counts = [max(count, round(scale * weight)) for count, weight in zip(counts, self.weights, strict=True)]
         self._ends = [sum(counts[: k + 1]) for k in range(len(counts))]
 
     @property

@@ -99,9 +99,7 @@ def split_by_ratio(
     return split
 
 
-def k_fold(
-    cases: Iterable[str], num_folds: int, fold: int, *, seed: int = 0, patient: PatientRule = None
-) -> Split:
+def k_fold(cases: Iterable[str], num_folds: int, fold: int, *, seed: int = 0, patient: PatientRule = None) -> Split:
     """Return train and val of one fold; over all folds each case is in val exactly once.
 
     Args:

@@ -10,9 +10,7 @@ from itkit.errors import UsageError
 from itkit.io.volumes import Volume, from_image, to_image
 
 ORIENTATIONS = tuple(
-    "".join(letters)
-    for axes in itertools.permutations(("LR", "PA", "SI"))
-    for letters in itertools.product(*axes)
+    "".join(letters) for axes in itertools.permutations(("LR", "PA", "SI")) for letters in itertools.product(*axes)
 )
 """All 48 codes. Letter k (index order X, Y, Z) names the side TOWARDS which index axis k grows.
 

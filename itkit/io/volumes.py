@@ -84,7 +84,9 @@ class Volume:
 
     def __post_init__(self):
         if self.array.ndim not in (3, 4):
-            raise DataError(f"a volume has the axes (Z, Y, X) or (C, Z, Y, X); the array's shape is {self.array.shape}.")
+            raise DataError(
+                f"a volume has the axes (Z, Y, X) or (C, Z, Y, X); the array's shape is {self.array.shape}."
+            )
 
     @property
     def size_zyx(self) -> tuple[int, int, int]:
@@ -201,7 +203,9 @@ def to_image(volume: Volume) -> sitk.Image:
 
 def from_image(image: sitk.Image) -> Volume:
     """Return a three-dimensional SimpleITK image as a volume with a copy of the voxels."""
-    return Volume(_array_of(image), tuple(reversed(image.GetSpacing())), tuple(image.GetOrigin()), tuple(image.GetDirection()))
+    return Volume(
+        _array_of(image), tuple(reversed(image.GetSpacing())), tuple(image.GetOrigin()), tuple(image.GetDirection())
+    )
 
 
 def _claims(path: Path) -> FileHeader:
@@ -225,7 +229,9 @@ def _library_header(path: Path) -> tuple[sitk.ImageFileReader, VolumeHeader]:
     if dimension not in (3, 4):
         raise DataError(f"is {dimension}-dimensional; a volume has the axes X, Y, Z and perhaps channels.", path)
     if reader.GetPixelIDValue() not in PIXEL_TYPES:
-        raise DataError(f"voxels of type {sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())} are not numbers.", path)
+        raise DataError(
+            f"voxels of type {sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())} are not numbers.", path
+        )
     components, direction = reader.GetNumberOfComponents(), np.reshape(reader.GetDirection(), (dimension, dimension))
     if dimension == 4 and components > 1:
         raise DataError("has a time axis and several values per voxel; only one of the two can be channels.", path)

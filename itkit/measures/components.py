@@ -51,6 +51,7 @@ def keep_largest(
     Raises:
         UsageError: If `connectivity` has another value.
     """
+
     def largest(sizes: np.ndarray) -> np.ndarray:
         keep = np.zeros(len(sizes), bool)
         keep[1 + np.argmax(sizes[1:])] = True

@@ -246,9 +246,7 @@ def _distances_in_box(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[
     weights = [areas[code[border]] for code, border in zip(codes, borders, strict=True)]
     lengths = [_nearest(borders[0], borders[1], spacing), _nearest(borders[1], borders[0], spacing)]
     orders = [np.argsort(length, kind="stable") for length in lengths]
-    return SurfaceDistances(
-        lengths[0][orders[0]], weights[0][orders[0]], lengths[1][orders[1]], weights[1][orders[1]]
-    )
+    return SurfaceDistances(lengths[0][orders[0]], weights[0][orders[0]], lengths[1][orders[1]], weights[1][orders[1]])
 
 
 def _neighbourhood_codes(mask: np.ndarray) -> np.ndarray:

@@ -89,7 +89,9 @@ def gather_cases(records: list[Record], size: int) -> dict[str, list[Record]]:
     for name, slices in cases.items():
         if None in slices and len(slices) > 1:
             raise DataError(f"case {name} arrived as a whole volume and as slices; give slices a z_index each.")
-    return {name: [cases[name][z] for z in sorted(cases[name], key=lambda z: (z is not None, z))] for name in sorted(cases)}
+    return {
+        name: [cases[name][z] for z in sorted(cases[name], key=lambda z: (z is not None, z))] for name in sorted(cases)
+    }
 
 
 def sum_counts(records: Iterable[Record]) -> np.ndarray:

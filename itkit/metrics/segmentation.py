@@ -180,7 +180,9 @@ class SegmentationMetric(BaseMetric):
             matrix = confusion_matrix(truth, prediction, num_classes, ignore_index=self.ignore_index)
             if any(measure in SURFACE_MEASURES for measure in self.measures):
                 if spacing is None:
-                    raise DataError("surface measures are in mm and the sample has no spacing_zyx; pack it as metainfo.")
+                    raise DataError(
+                        "surface measures are in mm and the sample has no spacing_zyx; pack it as metainfo."
+                    )
                 if z_index is None:
                     values = self._surface(truth, prediction, spacing)
                 else:
@@ -205,7 +207,9 @@ class SegmentationMetric(BaseMetric):
             values |= self._surface(*stack_slices(case, records), records[0].spacing)
         return values
 
-    def _surface(self, truth: np.ndarray, prediction: np.ndarray, spacing_zyx: Sequence[float]) -> dict[str, np.ndarray]:
+    def _surface(
+        self, truth: np.ndarray, prediction: np.ndarray, spacing_zyx: Sequence[float]
+    ) -> dict[str, np.ndarray]:
         return surface_values(
             truth,
             prediction,

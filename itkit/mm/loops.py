@@ -18,6 +18,7 @@ from itkit._support.files import write_text
 from itkit._support.suggestions import did_you_mean
 from itkit.errors import ConfigError
 from itkit.mm.loader import GuardedDataLoader, guard_loader
+from itkit.mm.memory import keep_freed_memory
 from itkit.mm.samplers import StreamSampler
 from itkit.registry import LOOPS
 
@@ -30,8 +31,9 @@ def _guarded(runner: Any, dataloader: Any) -> GuardedDataLoader:
 
 
 @contextlib.contextmanager
-def _telling_hooks_of_failure(runner: Any, loader: GuardedDataLoader) -> Iterator[None]:
-    """Let hooks clean up (weights swapped back, progress bar closed) when the block is left by any exception."""
+def _running(runner: Any, loader: GuardedDataLoader) -> Iterator[None]:
+    """Run a loop: freed memory is kept, and hooks clean up (weights back, bar closed) when an exception ends it."""
+    keep_freed_memory()
     try:
         with loader.guarding():
             yield
@@ -84,7 +86,7 @@ class IterBasedTrainLoop(engine_loops.IterBasedTrainLoop):
 
     def run(self) -> torch.nn.Module:
         """Train, validate on the way, and return the model."""
-        with _telling_hooks_of_failure(self.runner, self.dataloader):
+        with _running(self.runner, self.dataloader):
             self.runner.call_hook("before_train")
             self.runner.call_hook("before_train_epoch")
             self._find_hooks()
@@ -290,7 +292,7 @@ class EpochBasedTrainLoop(engine_loops.EpochBasedTrainLoop):
 
     def run(self) -> torch.nn.Module:
         """Train, validate on the way, and return the model."""
-        with _telling_hooks_of_failure(self.runner, self.dataloader):
+        with _running(self.runner, self.dataloader):
             return super().run()
 
 
@@ -304,7 +306,7 @@ class ValLoop(engine_loops.ValLoop):
 
     def run(self) -> dict:
         """Validate all cases and return the metrics."""
-        with _telling_hooks_of_failure(self.runner, self.dataloader):
+        with _running(self.runner, self.dataloader):
             return super().run()
 
     @torch.inference_mode()
@@ -325,7 +327,7 @@ class TestLoop(engine_loops.TestLoop):
 
     def run(self) -> dict:
         """Test all cases and return the metrics."""
-        with _telling_hooks_of_failure(self.runner, self.dataloader):
+        with _running(self.runner, self.dataloader):
             return super().run()
 
     @torch.inference_mode()

@@ -47,7 +47,9 @@ def root(tmp_path):
     for number in range(6):
         array = np.full((2 + number, 4, 4), number, np.int16)
         write_volume(root / "image" / f"case_{number}.mha", Volume(array, (5.0 - number / 2, 1.0, 1.0)))
-        write_volume(root / "label" / f"case_{number}.mha", Volume((array > 2).astype(np.uint8), (5.0 - number / 2, 1.0, 1.0)))
+        write_volume(
+            root / "label" / f"case_{number}.mha", Volume((array > 2).astype(np.uint8), (5.0 - number / 2, 1.0, 1.0))
+        )
     return root
 
 
@@ -236,7 +238,9 @@ def test_memory_cache_is_bounded():
 def test_workers_give_what_the_main_process_gives(root, context):
     data = SeriesVolumeDataset(root, "all", CLASSES, [{"type": "LoadVolume"}], cache="memory")
     indices = [StreamIndex(k % 6, seed=1, position=k) for k in range(6)]
-    loader = DataLoader(data, batch_size=2, sampler=indices, num_workers=1, collate_fn=list, multiprocessing_context=context)
+    loader = DataLoader(
+        data, batch_size=2, sampler=indices, num_workers=1, collate_fn=list, multiprocessing_context=context
+    )
     got = [(s["case_id"], s["img"].tolist(), s["rng"].integers(0, 2**60)) for batch in loader for s in batch]
     here = [(s["case_id"], s["img"].tolist(), s["rng"].integers(0, 2**60)) for s in (data[i] for i in indices)]
     assert got == here

@@ -105,6 +105,7 @@ def test_values_of_another_device_are_fetched_together_and_only_when_read(monkey
         ("text", None),
         (None, None),
     ],
+    ids=lambda value: type(value).__name__,
 )
 def test_as_number(value, number):
     assert as_number(value) == number

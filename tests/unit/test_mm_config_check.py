@@ -79,7 +79,9 @@ def test_all_problems_are_shown_at_once():
 
 def test_what_the_builder_of_an_optimizer_wrapper_reads_is_allowed():
     optimizer = dict(type="SGD", lr=0.1)
-    check_config(config(optim_wrapper=dict(constructor="DefaultOptimWrapperConstructor", paramwise_cfg={}, optimizer=optimizer)))
+    check_config(
+        config(optim_wrapper=dict(constructor="DefaultOptimWrapperConstructor", paramwise_cfg={}, optimizer=optimizer))
+    )
 
 
 def test_nested_free_dictionaries_and_builder_languages_are_left_alone():
