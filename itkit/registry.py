@@ -28,7 +28,7 @@ TRANSFORMS = _child("transform", root.TRANSFORMS, "itkit.transforms")
 MODELS = _child("model", root.MODELS, "itkit.mm.task_models", "itkit.models", "itkit.criterion")
 MODEL_WRAPPERS = _child("model wrapper", root.MODEL_WRAPPERS, "itkit.mm.strategies")
 OPTIMIZERS = _child("optimizer", root.OPTIMIZERS, "itkit.mm.muon")
-OPTIM_WRAPPERS = _child("optim wrapper", root.OPTIM_WRAPPERS, "itkit.mm.precision")
+OPTIM_WRAPPERS = _child("optim wrapper", root.OPTIM_WRAPPERS, "itkit.mm.optim", "itkit.mm.precision")
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     "optim wrapper constructor", root.OPTIM_WRAPPER_CONSTRUCTORS, "itkit.mm.optim", "itkit.mm.muon"
 )

@@ -26,7 +26,7 @@ from itkit.transforms import (
 
 # ---- PARAMETERS ----
 patch_size = (24, 64, 64)  # Z, Y, X in voxels of 3 x 1.2 x 1.2 mm: the whole volume
-max_iters = 240
+max_iters = 400
 warm_up = 20
 cpu_threads = 1
 
@@ -65,7 +65,7 @@ test_dataloader = dict(
 num_classes = 5
 criterion = dict(type=DiceCELoss, include_background=False, batch_dice=True)
 inference_config = dict(patch_size=patch_size)
-train_cfg = dict(type=IterBasedTrainLoop, max_iters=max_iters, val_interval=80)
+train_cfg = dict(type=IterBasedTrainLoop, max_iters=max_iters, val_interval=200)
 val_cfg = dict(type=ValLoop)
 test_cfg = dict(type=TestLoop)
 val_evaluator = dict(type=SegmentationMetric, measures=("Dice",))
@@ -75,7 +75,8 @@ test_evaluator = dict(
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor=MuonOptimWrapperConstructor,
-    optimizer=dict(type=Muon, lr=0.04, weight_decay=0.02, adamw_lr=3e-3),
+    optimizer=dict(type=Muon, lr=0.04, weight_decay=0.02, adamw_lr=0.02),
+    paramwise_cfg=dict(adamw_keys=()),
 )
 param_scheduler = [
     dict(type=LinearLR, start_factor=0.05, by_epoch=False, begin=0, end=warm_up),
@@ -83,6 +84,6 @@ param_scheduler = [
 ]
 default_hooks.update(
     logger=dict(type="LoggerHook", interval=20, log_metric_by_epoch=False),
-    checkpoint=dict(type=CheckpointHook, interval=80, by_epoch=False, save_best="Dice"),
+    checkpoint=dict(type=CheckpointHook, interval=200, by_epoch=False, save_best="Dice"),
 )
 custom_hooks = [dict(type=EMAHook, decay=0.95), dict(type=OverlayHook), dict(type="ProgressHook", interval=40)]

@@ -34,8 +34,8 @@ from itkit.transforms import (
 classes = ("background", "anterior", "posterior")
 patch_size = (32, 48, 32)  # Z, Y, X in voxels of 1 mm; networks see windows of this size in training and inference
 batch_size = 2
-max_iters = 2200
-warm_up = 110
+max_iters = 2000
+warm_up = 100
 cpu_threads = 1  # small windows do not gain from more; raise it on a machine with idle cores
 
 # ---- data ----
@@ -103,7 +103,8 @@ test_evaluator = dict(
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor=MuonOptimWrapperConstructor,
-    optimizer=dict(type=Muon, lr=0.04, weight_decay=0.02, adamw_lr=3e-3),
+    optimizer=dict(type=Muon, lr=0.04, weight_decay=0.02, adamw_lr=0.02),
+    paramwise_cfg=dict(adamw_keys=()),  # all matrices go the Muon way, first and last layer too
 )
 param_scheduler = [
     dict(type=LinearLR, start_factor=0.01, by_epoch=False, begin=0, end=warm_up),

@@ -22,7 +22,7 @@ def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
         path: The final file. Its folder is made if it is missing. An existing file is replaced at once.
 
     Raises:
-        OSError: If the folder cannot be written or the disk is full. `path` is then as it was before.
+        OSError: If the folder cannot be written or the disk is full; it names `path`, which is then as it was before.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,6 +37,10 @@ def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, name):  # a failing write names no file, a failing open the temporary one
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

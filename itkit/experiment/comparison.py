@@ -240,9 +240,11 @@ def report_document(
 def read_scalars(path: str | Path) -> list[dict[str, Any]]:
     """Return the objects of a ``scalars.jsonl``, leaving out lines that a crash or a full disk cut short.
 
-    Returns an empty list if the file does not exist.
+    Returns an empty list if the file does not exist, or is no file at all.
     """
     rows = []
+    if not Path(path).is_file():
+        return rows
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
             for line in stream:

@@ -49,11 +49,12 @@ def hold(folder: Path) -> Iterator[dict[str, Any] | None]:
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(holder).encode(), 0)
         threading.Thread(target=_heartbeat, args=(handle, stop), daemon=True).start()
-        yield stale
-        stop.set()
-        path.unlink(missing_ok=True)
+        try:
+            yield stale
+        finally:
+            stop.set()
+            path.unlink(missing_ok=True)
     finally:
-        stop.set()
         os.close(handle)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import pickle
 import random
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,13 @@ def save(checkpoint: dict[str, Any], path: Path) -> str:
         OSError: If the disk is full or the folder is read-only; what stood at `path` is untouched.
     """
     with replace_when_complete(path) as temporary:
-        torch.save(checkpoint, temporary)
+        try:
+            torch.save(checkpoint, temporary)
+        except RuntimeError as error:
+            if "inline_container" not in str(error):  # how torch says that the system refused to write
+                raise
+            number = errno.EIO if shutil.disk_usage(path.parent).free > 1 << 20 else errno.ENOSPC
+            raise OSError(number, os.strerror(number)) from error
         digest = sha256(temporary)
     return digest
 

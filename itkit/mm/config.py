@@ -35,7 +35,7 @@ def load_config(experiment: Experiment, model: str, overrides: dict[str, Any] | 
     else:
         config = _read(experiment.shared_config, experiment)
         config.merge_from_dict(_read_document(path))
-        config._filename = str(path)
+        object.__setattr__(config, "_filename", str(path))  # Config's own __setattr__ would make a config key of it
     if config.get("custom_imports"):
         try:
             import_modules_from_strings(**config.custom_imports)
@@ -85,7 +85,8 @@ def _read(path: Path, experiment: Experiment) -> Config:
         return Config.fromfile(str(path))
     except SyntaxError as error:
         file, line = _syntax_error_place(error, path, experiment)
-        raise ConfigError(f"{file}, line {line}: {error.msg}. Nothing was run.") from error
+        end = "" if error.msg.endswith((".", "?", "!")) else "."
+        raise ConfigError(f"{file}, line {line}: {error.msg}{end} Nothing was run.") from error
     except Exception as error:  # border: whatever a user's config raises becomes one clear line
         raise ConfigError(
             f"{_runtime_error_place(error, path, experiment)}: {type(error).__name__}: {error}"

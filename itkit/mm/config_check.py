@@ -102,8 +102,8 @@ def check_config(config: Config) -> None:
         ConfigError: With all problems, one a line, each with the nearest valid name.
     """
     problems = list(_top_level(config))
-    for key in RUNNER_KEYS:
-        if key in config._cfg_dict:
+    for key in list(config._cfg_dict):
+        if key in RUNNER_KEYS:
             role = ROLES.get(key)
             try:
                 value = config._cfg_dict[key]
@@ -120,7 +120,7 @@ def check_config(config: Config) -> None:
 def _top_level(config: Config) -> Iterator[str]:
     for key in config._cfg_dict:
         if key not in KNOWN_KEYS and not key.startswith("_"):
-            for known in KNOWN_KEYS:
+            for known in sorted(KNOWN_KEYS):
                 if _is_slip(key, known):
                     yield f'unknown key "{key}". Did you mean {known}?'
                     break

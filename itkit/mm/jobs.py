@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
+import itertools
 import os
 import shutil
 import time
@@ -27,7 +29,7 @@ from itkit.experiment.state import RESULT_FILE, RunState, is_tested, load_result
 from itkit.mm import checkpoints
 from itkit.mm.config import load_config
 from itkit.mm.config_check import check_config
-from itkit.mm.plan import describe_plan
+from itkit.mm.plan import channels_of, count_flops, describe_plan, patch_of
 from itkit.mm.preparation import prepare
 from itkit.mm.processes import join
 from itkit.mm.provenance import describe_run
@@ -104,11 +106,11 @@ class Job:
             except Exception as error:  # border: one failing model does not stop the others
                 file = self._write_traceback(error)
                 message = one_line(error)
-                self._record_failure(error, message, file)
                 retry = attempt < self.request.auto_retry and not isinstance(error, (ConfigError, lock.RunLocked))
                 self.say(f"failed: {message}" + (f"\n  traceback: {file}" if file else ""))
+                self._record_failure(error, message, file)
                 if not retry:
-                    return Outcome(self.experiment.name, self.model, f"failed: {message}", error, file)
+                    return Outcome(self.experiment.name, self.model, message, error, file)
                 attempt += 1
                 self.say(f"retry {attempt} of {self.request.auto_retry}, from the last checkpoint")
                 release_memory()
@@ -146,13 +148,17 @@ class Job:
         if not is_main_process() or int(os.environ.get("RANK", "0")) > 0:
             yield
             return
-        try:
-            with lock.hold(self.run_dir) as stale:
-                if stale:
-                    self.say(f"takes over from process {stale.get('pid')} on {stale.get('host')}, which has died")
-                yield
-        except PermissionError as error:
-            raise TrainingError(f"{error.filename or self.run_dir}: cannot be written ({error.strerror}).") from error
+        with contextlib.ExitStack() as held:
+            try:
+                stale = held.enter_context(lock.hold(self.run_dir))
+            except OSError as error:
+                raise TrainingError(
+                    f"{self.run_dir}: the work directory cannot be written ({error.strerror}). Choose another with "
+                    "--work-dir-root or the variable mm_workdir."
+                ) from error
+            if stale:
+                self.say(f"takes over from process {stale.get('pid')} on {stale.get('host')}, which has died")
+            yield
 
     def _build(self, cfg: Config, state: RunState) -> ExperimentRunner:
         prepared = prepare(
@@ -162,6 +168,8 @@ class Job:
             smoke=self.request.smoke,
             launcher=self.request.launcher,
         )
+        # MMEngine keeps logger, visualizer and message hub under this name: no two runners of a process may share it.
+        prepared.experiment_name = f"{self.title}_{time.strftime('%Y%m%d_%H%M%S')}_{next(_runner_numbers)}"
         return ExperimentRunner.from_cfg(prepared, run_state=state, test_dir=self.test_dir)
 
     def _train(self, cfg: Config) -> str:
@@ -179,6 +187,8 @@ class Job:
         runner.start_clock(cpu_before)
         runner.run_state.provenance = describe_run(self.experiment.folder, runner.seed)
         runner.run_state.parameters = sum(p.numel() for p in runner.model.parameters())
+        if runner.run_state.flops is None and patch_of(cfg):
+            runner.run_state.flops = count_flops(runner.model, patch_of(cfg), channels_of(runner.model))
         if runner.run_state.last:
             self.say(f"resumes after step {state.step} of {wanted or state.max_steps}")
         else:
@@ -248,9 +258,12 @@ class Job:
             state.failure = {"message": message, "traceback_file": relative, "step": state.step}
             state.save(self.run_dir)
         except (OSError, ItkitError) as problem:
-            self.say(f"the failure could not be recorded: {one_line(problem)}")
+            both = isinstance(error, OSError) and isinstance(problem, OSError)
+            if file is not None and not both:  # else the failure itself says why nothing can be written
+                self.say(f"the failure could not be recorded: {one_line(problem)}")
 
 
+_runner_numbers = itertools.count()
 _clock_used = False
 
 
@@ -279,5 +292,8 @@ def release_memory() -> None:
 
 def one_line(error: BaseException) -> str:
     """Return an error as one clear line: itkit's own message as it is, any other with its type in front."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        full = " Free some space and start again; what was finished is kept." * (error.errno == errno.ENOSPC)
+        return f"{error.filename}: {error.strerror}.{full}"
     text = " ".join(str(error).split()) if not isinstance(error, ConfigError) else str(error)
     return text if isinstance(error, ItkitError) else f"{type(error).__name__}: {text}"

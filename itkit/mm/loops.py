@@ -91,13 +91,16 @@ class IterBasedTrainLoop(engine_loops.IterBasedTrainLoop):
             self.runner.call_hook("before_train_epoch")
             self._find_hooks()
             batches = self._batches()
+            self._decide_current_val_interval()
+            if (
+                self._iter and not self._must_stop()
+            ):  # resumed: a checkpoint is written before the validation of its step
+                self._validate_if_due()
             self.runner.model.train()
             while self._iter < self._max_iters and not self._must_stop():
                 self.run_iter(next(batches))
                 self._decide_current_val_interval()
-                if self._must_validate():
-                    self.runner.val_loop.run()
-                    self.runner.model.train()
+                self._validate_if_due()
             self.runner.call_hook("after_train_epoch")
             self.runner.call_hook("after_train")
         return self.runner.model
@@ -122,10 +125,12 @@ class IterBasedTrainLoop(engine_loops.IterBasedTrainLoop):
     def _must_stop(self) -> bool:
         return self.stop_training or getattr(self.runner, "stop_training", False)
 
-    def _must_validate(self) -> bool:
+    def _validate_if_due(self) -> None:
         if self.runner.val_loop is None or self._iter < self.val_begin:
-            return False
-        return self._iter % self.val_interval == 0 or self._iter == self._max_iters
+            return
+        if self._iter % self.val_interval == 0 or self._iter == self._max_iters:
+            self.runner.val_loop.run()
+            self.runner.model.train()
 
     def _decide_current_val_interval(self) -> None:
         if len(self.dynamic_intervals) > 1:

@@ -47,15 +47,19 @@ def count_flops(model: torch.nn.Module, patch: tuple[int, ...], channels: int) -
     network = getattr(model, "backbone", model)
     if any(p.is_meta for p in network.parameters()):
         network = copy.deepcopy(network).to_empty(device="cpu")
+    device = next(network.parameters()).device
+    was_training = network.training
     silent = logging.getLogger("fvcore"), logging.getLogger("torch.jit")
     for logger in silent:
         logger.setLevel(logging.ERROR)
     try:
-        analysis = FlopCountAnalysis(network.eval(), torch.zeros(1, channels, *patch))
+        analysis = FlopCountAnalysis(network.eval(), torch.zeros(1, channels, *patch, device=device))
         with torch.no_grad():
             return int(analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total())
     except (RuntimeError, TypeError, ValueError, NotImplementedError, torch.jit.TracingCheckError):
         return None
+    finally:
+        network.train(was_training)
 
 
 def patch_of(cfg: Config) -> tuple[int, ...] | None:

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Iterator
 
 import torch
-from mmengine.optim import OptimWrapper
 
 from itkit.errors import ConfigError
+from itkit.mm.optim import OptimWrapper
 from itkit.registry import OPTIM_WRAPPERS
 
 
@@ -19,7 +19,7 @@ class AutocastOptimWrapper(OptimWrapper):
 
     Args:
         dtype: ``"bfloat16"``.
-        kwargs: Those of MMEngine's ``OptimWrapper``.
+        kwargs: Those of `itkit.mm.optim.OptimWrapper`.
     """
 
     def __init__(self, dtype: str = "bfloat16", **kwargs):

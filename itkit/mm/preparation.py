@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from itkit.mm.precision import apply_precision
 from itkit.mm.processes import wrapper_config
-from itkit.registry import SCOPE
+from itkit.registry import FUNCTIONS, SCOPE
 
 DEFAULT_HOOK_TYPES = {
     "runtime_info": "itkit.RuntimeInfoHook",
@@ -57,11 +57,36 @@ def prepare(
         apply_precision(cfg.optim_wrapper, cfg.get("precision"))
     if isinstance(cfg.get("compile"), str):
         cfg.compile = {"mode": cfg.compile}
+    _loops(cfg)
+    _collate(cfg)
     _hooks(cfg, detect_anomaly)
     _visualizer(cfg, work_dir)
     if smoke:
         _shorten(cfg)
     return cfg
+
+
+def _loops(cfg: Config) -> None:
+    """Give loops without a type our classes, which name failing cases and validate without gradients."""
+    train = cfg.get("train_cfg")
+    if isinstance(train, dict) and "type" not in train:
+        by_epoch = train.pop("by_epoch", not train.get("max_iters"))
+        train["type"] = f"{SCOPE}.EpochBasedTrainLoop" if by_epoch else f"{SCOPE}.IterBasedTrainLoop"
+    for key, kind in (("val_cfg", "ValLoop"), ("test_cfg", "TestLoop")):
+        loop = cfg.get(key)
+        if isinstance(loop, dict):
+            loop.setdefault("type", f"{SCOPE}.{kind}")
+
+
+def _collate(cfg: Config) -> None:
+    """Resolve a collate function given by name, which MMEngine looks up in its own scope only."""
+    for key in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        loader = cfg.get(key)
+        collate = loader.get("collate_fn") if isinstance(loader, dict) else None
+        if isinstance(collate, dict) and isinstance(collate.get("type"), str):
+            found = FUNCTIONS.get(collate["type"])
+            if found is not None:
+                collate["type"] = found
 
 
 def _type_name(hook: Any) -> str:

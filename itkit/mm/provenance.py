@@ -24,7 +24,6 @@ PACKAGES = [
     "numpy",
     "scipy",
     "SimpleITK",
-    "pandas",
     "fvcore",
 ]
 

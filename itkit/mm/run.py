@@ -116,6 +116,12 @@ def main(argv: list[str] | None = None) -> int:
     except ItkitError as error:
         say(f"mmrun: {error}")
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has read enough
+        return 0
+    except OSError as error:
+        say(f"mmrun: {error.filename or 'a file'}: {error.strerror or error}")
+        return 1
     except KeyboardInterrupt:
         say("mmrun: interrupted; a later start resumes from the last checkpoint")
         return 130
@@ -180,7 +186,7 @@ def _work(arguments: argparse.Namespace, roots: Roots, chosen: list[tuple[Experi
         jobs.Job(experiment, model, roots, request, say).run() for experiment, models in chosen for model in models
     ]
     failed = [o for o in outcomes if o.error is not None]
-    if len(outcomes) > 1 or failed:
+    if len(outcomes) > 1:
         say(f"\n{len(outcomes) - len(failed)} of {len(outcomes)} models succeeded")
         for outcome in outcomes:
             mark = "FAILED" if outcome.error else "ok"

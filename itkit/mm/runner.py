@@ -324,7 +324,9 @@ class ExperimentRunner(Runner):
 
 def _is_for_the_terminal(record: logging.LogRecord) -> bool:
     """Leave out what the progress shows already; the log file keeps it."""
-    return not record.getMessage().startswith(("Exp name", "Iter(train)", "Epoch(train)"))
+    return not record.getMessage().startswith(
+        ("Exp name", "Iter(train)", "Epoch(train)", "Iter(val)", "Epoch(val)", "Iter(test)", "Epoch(test)")
+    )
 
 
 def _differences(own: dict, weights: dict, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:

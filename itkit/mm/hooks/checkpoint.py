@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
-from itkit.errors import ConfigError
+from itkit.errors import ConfigError, TrainingError
 from itkit.registry import HOOKS
 
 _SMALLER_IS_BETTER = ("loss", "hd95", "hausdorff", "assd", "distance", "error", "mae", "mse")
@@ -20,8 +21,9 @@ class CheckpointHook(Hook):
     """Save every `interval` iterations (or epochs), at the end, and whenever validation finds a better model.
 
     Takes the arguments of MMEngine's hook of this name. Files lie in ``<run>/checkpoints``; ``run.json`` says which one is
-    the last and which the best. When a validation falls on a saving step the checkpoint is written after it, so that what
-    the validation changed (early stopping, best value) is inside.
+    the last and which the best. When a validation falls on a saving step the checkpoint is written before it, so that a
+    failing validation loses nothing; the training loop validates first when it resumes from such a checkpoint. Weights
+    that are NaN or infinite are not saved: the good ones of before stay.
 
     Args:
         interval: Iterations (epochs with `by_epoch`) between two checkpoints. -1 saves only at the end.
@@ -67,7 +69,6 @@ class CheckpointHook(Hook):
         self.max_keep = max_keep_ckpts
         self.save_best = save_best[0] if isinstance(save_best, list) else save_best
         self.rule = rule[0] if isinstance(rule, list) else rule
-        self._due = False
 
     def before_train(self, runner) -> None:
         if self.by_epoch is None:
@@ -80,7 +81,7 @@ class CheckpointHook(Hook):
             return
         step = runner.iter + 1
         last = step >= runner.max_iters
-        if (self._on_interval(step) or (last and self.save_last)) and not self._save_after_validation(runner, step):
+        if self._on_interval(step) or (last and self.save_last):
             self._save(runner, step)
 
     def after_train_epoch(self, runner) -> None:
@@ -91,13 +92,8 @@ class CheckpointHook(Hook):
             self._save(runner, runner.iter, epoch=epoch)
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
-        if not getattr(runner, "is_training", False):
-            return
-        step = runner.iter
-        if self._due:
-            self._due = False
-            self._save(runner, step)
-        self._keep_best(runner, step, metrics or {})
+        if getattr(runner, "is_training", False):
+            self._keep_best(runner, runner.iter, metrics or {})
 
     def after_train(self, runner) -> None:
         """Save what an early stop would leave unsaved."""
@@ -112,16 +108,16 @@ class CheckpointHook(Hook):
             and count > 0
         )
 
-    def _save_after_validation(self, runner, step: int) -> bool:
-        loop = runner.train_loop
-        self._due = (
-            runner.val_loop is not None
-            and step >= getattr(loop, "val_begin", 1)
-            and (step % loop.val_interval == 0 or step >= runner.max_iters)
-        )
-        return self._due
-
-    def _save(self, runner, step: int, epoch: int | None = None, name: str | None = None) -> dict[str, Any]:
+    def _save(self, runner, step: int, epoch: int | None = None, name: str | None = None) -> dict[str, Any] | None:
+        if not all(bool(torch.isfinite(weight).all()) for weight in runner.model.parameters()):
+            what = f"step {step}: the weights are NaN or infinite and are not saved"
+            if step >= runner.max_iters:
+                raise TrainingError(f"{what}. Lower the learning rate, or clip gradients (optim_wrapper.clip_grad).")
+            runner.logger.warning(f"{what}; the checkpoint before stays.")
+            return None
+        if name is None and any(getattr(hook, "in_a_row", 0) > 0 for hook in runner.hooks):
+            runner.logger.warning(f"the loss is not finite at step {step}; no checkpoint is written over good ones")
+            return {}
         record = runner.write_checkpoint(
             name or f"iter_{step}.pth",
             step=step,
@@ -148,11 +144,10 @@ class CheckpointHook(Hook):
         ):
             return
         record = self._save(runner, step, name=f"best_iter_{step}.pth")
-        if not is_main_process():
+        if record is None or not is_main_process():
             return
         runner.run_state.best = {**record, "metric": key, "value": value}
         runner.record_state()
-        runner.logger.info(f"best so far: {key} {value:.4f} at {step}")
         for old in runner.checkpoint_dir.glob("best_iter_*.pth"):
             if old.name != Path(record["checkpoint"]).name:
                 old.unlink(missing_ok=True)

@@ -45,8 +45,12 @@ class LoggerJSON(Hook):
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         """Write the table of cases of this validation."""
         rows = merge_case_rows(_metrics_of(runner, "val"))
-        if rows:
+        if not rows:
+            return
+        try:
             write_text(Path(runner.work_dir) / VAL_CASES_FILE, cases_as_csv(rows))
+        except OSError as error:  # a table of a validation is a log: training goes on without it
+            runner.logger.warning(f"{error.filename}: cannot be written ({error.strerror}); training goes on.")
 
     @master_only
     def after_test_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
