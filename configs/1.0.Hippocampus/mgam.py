@@ -40,18 +40,18 @@ cpu_threads = 1  # small windows do not gain from more; raise it on a machine wi
 
 # ---- data ----
 load = [dict(type=LoadVolume), dict(type=ClipPercentiles, lower=0.5, upper=99.5), dict(type=ZScore)]
+warp = dict(
+    type=RandomWarp,
+    size=patch_size,
+    degrees=12,
+    scale=0.12,
+    translate_mm=2.5,
+    elastic_mm=3.0,
+    elastic_grid_mm=16,
+    prob=0.8,
+    smooth_labels=True,
+)
 augment = [
-    dict(
-        type=RandomWarp,
-        size=patch_size,
-        degrees=12,
-        scale=0.12,
-        translate_mm=2.5,
-        elastic_mm=3.0,
-        elastic_grid_mm=16,
-        prob=0.8,
-        smooth_labels=True,
-    ),
     dict(type=RandomFlip, axes=(2,), prob=0.5),
     dict(type=RandomGamma, prob=0.5),
     dict(type=RandomContrast, prob=0.5),
@@ -66,7 +66,7 @@ train_dataloader = dict(
     num_workers=1,
     collate_fn=dict(type=multi_sample_collate),
     sampler=dict(type=StreamSampler, shuffle=True),
-    dataset=dict(**dataset, split="train", cache="memory", pipeline=load + augment + pack),
+    dataset=dict(**dataset, split="train", cache="memory", pipeline=load + [warp] + augment + pack),
 )
 val_dataloader = dict(
     batch_size=1,

@@ -8,7 +8,6 @@ with read_base():
 from itkit.mm.hooks import CheckpointHook, EMAHook, OverlayHook
 from itkit.mm.task_models import SemSeg3D
 from itkit.models import SubvoxelUNet
-from itkit.transforms import RandomWarp
 
 max_iters = 7000
 warm_up = 350
@@ -23,18 +22,10 @@ model = dict(
     inference_config=inference_config,
 )
 
-warp = dict(
-    type=RandomWarp,
-    size=patch_size,
-    degrees=15,
-    scale=0.15,
-    translate_mm=2.5,
-    elastic_mm=4.0,
-    elastic_grid_mm=16,
-    prob=0.8,
-    smooth_labels=True,
+stronger = {**warp, "degrees": 15, "scale": 0.15, "elastic_mm": 4.0}
+train_dataloader.update(
+    dataset=dict(**dataset, split="train", cache="memory", pipeline=load + [stronger] + augment + pack)
 )
-train_dataloader.update(dataset=dict(**dataset, split="train", cache="memory", pipeline=load + [warp] + augment[1:] + pack))
 train_cfg.update(max_iters=max_iters, val_interval=max_iters // 4)
 param_scheduler[0].update(end=warm_up)
 param_scheduler[1].update(begin=warm_up, end=max_iters, T_max=max_iters - warm_up)

@@ -1,7 +1,8 @@
 """What never varies between experiments: hooks, logging, one seed."""
 
-from itkit.mm.hooks import CheckpointHook, EMAHook, OverlayHook
 from mmengine.hooks import LoggerHook
+
+from itkit.mm.hooks import CheckpointHook, EMAHook, OverlayHook
 
 default_scope = "itkit"
 randomness = dict(seed=0)

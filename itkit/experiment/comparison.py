@@ -186,7 +186,6 @@ def load_model(folder: str | Path, test_folder: str | Path) -> ModelRun:
     problem = ""
     try:
         run = RunState.load(folder)
-        _check_types(run, folder / STATE_FILE)
     except (CheckpointError, OSError, AttributeError, TypeError, ValueError) as error:
         run = RunState(experiment=folder.parent.name, model=folder.name, state="failed")
         problem = (
@@ -455,20 +454,6 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (STATE_FILE, "config.py", "checkpoints", SCALARS_FILE))
-
-
-def _check_types(run: RunState, path: Path) -> None:
-    for name, kinds in (("best", dict), ("last", dict), ("failure", dict), ("provenance", dict)):
-        value = getattr(run, name)
-        if value is not None and not isinstance(value, kinds):
-            raise CheckpointError(
-                f"{path}: {name!r} must be an object, found {value!r}. Repair it, or remove the run folder."
-            )
-    if run.state not in ("new", "partial", "trained", "failed"):
-        raise CheckpointError(f"{path}: unknown state {run.state!r}; expected new, partial, trained or failed.")
-    for name in ("step", "cpu_minutes", "wall_minutes"):
-        if not _is_number(getattr(run, name)):
-            raise CheckpointError(f"{path}: {name!r} must be a number, found {getattr(run, name)!r}.")
 
 
 def _cell(value: str | None) -> float | None:

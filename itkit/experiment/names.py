@@ -91,8 +91,8 @@ def find_experiment(name: str, config_root: Path) -> Experiment:
     """Return the experiment that `name` means.
 
     Args:
-        name: A version (``"0.3"``: exactly ``0.3.*``, never ``0.3.1.*``), a full folder name, or the path of a single
-            config file (a plain MMEngine config), which is then an experiment of one model.
+        name: A version (``"0.3"``: exactly ``0.3.*``, never ``0.3.1.*``), a full folder name, the path of such a folder,
+            or the path of a single config file (a plain MMEngine config), which is then an experiment of one model.
         config_root: Folder of experiments.
 
     Raises:
@@ -104,6 +104,8 @@ def find_experiment(name: str, config_root: Path) -> Experiment:
         as_file = as_file.resolve()
         return Experiment(as_file.stem, as_file.parent, None, {as_file.stem: as_file})
     good, broken = scan(config_root)
+    if Path(name).is_dir() and Path(name).resolve().parent == config_root.resolve():
+        name = Path(name).resolve().name
     name = name.rstrip("/")
     matches = [folder for folder in good if name in (folder, version_of(folder))]
     if len(matches) > 1:
@@ -143,7 +145,8 @@ def _not_found(name: str, config_root: Path, good: list[str], broken: list[str])
     if near:
         message += f" Did you mean {suffixes.get(near[0], near[0])}?"
     if broken:
-        message += f" Not experiments, because a name is numbers, a dot and a word that does not begin with a digit: {', '.join(broken)}."
+        rule = "a name is numbers, a dot and a word that does not begin with a digit"
+        message += f" Not experiments, because {rule}: {', '.join(broken)}."
     return message
 
 
@@ -152,14 +155,15 @@ def select_models(experiment: Experiment, wanted: list[str] | None) -> list[str]
 
     Args:
         experiment: The experiment.
-        wanted: Names given on the command line; None for all. The environment variable ``supported_models`` (comma
-            separated) then limits the models to those that it names.
+        wanted: Names given on the command line, each perhaps several with commas between; None for all. The environment
+            variable ``supported_models`` (comma separated) then limits the models to those that it names.
 
     Raises:
         UsageError: If a wanted model does not exist, or the limit leaves none.
     """
     available = list(experiment.models)
-    for name in wanted or ():
+    wanted = [part for name in wanted or () for part in ([name] if name in available else name.split(",")) if part]
+    for name in wanted:
         if name not in available:
             near = nearest(name, available, count=1)
             hint = f" Did you mean {near[0]}?" if near else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from itkit.errors import CheckpointError
 STATE_FILE = "run.json"
 RESULT_FILE = "result.json"
 CHECKPOINT_FOLDER = "checkpoints"
+_REPAIR = "Repair it, or remove the run folder to start anew."
 
 
 @dataclass
@@ -50,7 +52,7 @@ class RunState:
         """Return the state in `folder`; a new one if there is no ``run.json``.
 
         Raises:
-            CheckpointError: If ``run.json`` cannot be read; nothing is guessed in its place.
+            CheckpointError: If ``run.json`` cannot be read or is not one; nothing is guessed in its place.
         """
         path = Path(folder) / STATE_FILE
         blank = cls(experiment=Path(folder).parent.name, model=Path(folder).name)
@@ -59,11 +61,13 @@ class RunState:
         except FileNotFoundError:
             return blank
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{path}: is not valid JSON ({error}). Repair it, or remove the run folder to start anew."
-            ) from error
+            raise CheckpointError(f"{path}: is not valid JSON ({error}). {_REPAIR}") from error
+        if not isinstance(document, dict):
+            raise CheckpointError(f"{path}: cannot be used, it holds {document!r:.60} and not an object. {_REPAIR}")
         known = {f.name for f in fields(cls)}
-        return cls(**{**asdict(blank), **{k: v for k, v in document.items() if k in known}})
+        state = cls(**{**asdict(blank), **{k: v for k, v in document.items() if k in known}})
+        _require_types(state, path)
+        return state
 
     def save(self, folder: Path) -> None:
         """Write ``run.json`` in `folder`, all of it or nothing."""
@@ -82,13 +86,30 @@ class RunState:
                 if last or not self.last
                 else "Test with --test-use-last-ckpt, or set save_best in the checkpoint hook."
             )
-            raise CheckpointError(
-                f"{self.experiment}/{self.model}: no {word} checkpoint is recorded in {Path(folder) / STATE_FILE}. {advice}"
-            )
+            raise CheckpointError(f"no {word} checkpoint is recorded in {Path(folder) / STATE_FILE}. {advice}")
         path = Path(folder) / record["checkpoint"]
         if not path.is_file():
-            raise CheckpointError(f"{path}: the {word} checkpoint recorded in {STATE_FILE} is not there.")
+            advice = "Put it back, or train again." if last else "Put it back, or test another: --test-use-last-ckpt."
+            raise CheckpointError(f"{path}: the {word} checkpoint recorded in {STATE_FILE} is not there. {advice}")
         return path, int(record["step"])
+
+
+def _require_types(state: RunState, path: Path) -> None:
+    for name in ("best", "last", "failure", "provenance"):
+        value = getattr(state, name)
+        if value is not None and not isinstance(value, dict):
+            raise CheckpointError(f"{path}: {name!r} must be an object, found {value!r}. {_REPAIR}")
+        lacking = {"step", "checkpoint"} - set(value or ()) if name in ("best", "last") and value else None
+        if lacking:
+            raise CheckpointError(f"{path}: {name!r} lacks {', '.join(sorted(lacking))}. {_REPAIR}")
+    if state.state not in ("new", "partial", "trained", "failed"):
+        raise CheckpointError(
+            f"{path}: unknown state {state.state!r}; expected new, partial, trained or failed. {_REPAIR}"
+        )
+    for name in ("step", "max_steps", "cpu_minutes", "wall_minutes"):
+        value = getattr(state, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise CheckpointError(f"{path}: {name!r} must be a number, found {value!r}. {_REPAIR}")
 
 
 def load_result(folder: Path) -> dict[str, Any] | None:

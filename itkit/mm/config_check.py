@@ -180,6 +180,7 @@ def _walk(node: Any, path: str, role: str | None, scope: str) -> Iterator[str]:
         return  # a builder's own mini-language (norm_cfg and the like): its keys are not one signature's
     elif "type" in node or role in DEFAULT_TYPES and leaf in ROLES:
         yield from _component(node, path, role, scope)
+        scope = _scope_inside(node, scope)
     for key in node:
         try:
             value = node[key]
@@ -219,6 +220,18 @@ def _component(node: dict, path: str, role: str | None, scope: str) -> list[str]
     if names is not None and role == "OPTIM_WRAPPERS":
         names |= {"constructor", "paramwise_cfg"}  # read by the builder of the wrapper
     return [] if names is None else list(_unknown(node, names, path, title, only_near=is_open))
+
+
+def _scope_inside(node: dict, scope: str) -> str:
+    """Return where the names in a component's arguments are looked up: MMSegmentation for its own and for what wraps them."""
+    try:
+        kind = node.get("type", "")
+    except ImportError:
+        return scope
+    name = kind if isinstance(kind, str) else f"{getattr(kind, '__module__', '')}.{getattr(kind, '__name__', '')}"
+    if name.startswith("mmseg.") or name.rpartition(".")[2] == "MMSegBackboneHead":
+        return "mmseg"
+    return node.get("_scope_") or scope
 
 
 def _unknown(node: dict, names: Any, path: str, title: str, *, only_near: bool = False) -> Iterator[str]:
@@ -274,7 +287,7 @@ def _resolve(name: str, role: str | None, scope: str) -> tuple[Any, list[str]]:
             component = scoped.get(name)
         if component is not None:
             return component, []
-        candidates += known_names(registry)
+        candidates += known_names(scoped)
     if name.startswith("monai."):
         candidates = [
             f"monai.{n}" for n in itkit_registry.MONAI_MODELS.names() + itkit_registry.MONAI_TRANSFORMS.names()

@@ -25,7 +25,7 @@ from itkit._support.resources import cpu_seconds
 from itkit.errors import ConfigError, ItkitError, TrainingError
 from itkit.experiment import lock
 from itkit.experiment.names import Experiment, Roots
-from itkit.experiment.state import RESULT_FILE, RunState, is_tested, load_result
+from itkit.experiment.state import CHECKPOINT_FOLDER, RESULT_FILE, RunState, is_tested, load_result
 from itkit.mm import checkpoints
 from itkit.mm.config import load_config
 from itkit.mm.config_check import check_config
@@ -121,6 +121,8 @@ class Job:
         cfg = self._load()
         join(self.request.launcher)
         if self.request.check:
+            if self.request.train:
+                require_training_parts(cfg)
             plan = describe_plan(cfg)
             self.say("is well formed\n" + plan)
             return "checked"
@@ -131,7 +133,9 @@ class Job:
             done = []
             if self.request.train:
                 done.append(self._train(cfg))
-            if self.request.test:
+            if self.request.test and self.request.train and cfg.get("test_dataloader") is None:
+                self.say("defines no test_dataloader, so it is not tested")
+            elif self.request.test:
                 done.append(self._test(cfg))
         if self.request.smoke:
             self.say("smoke test passed")
@@ -182,6 +186,9 @@ class Job:
             )
             self.say(f"is trained already ({state.step} steps{best}); nothing to do")
             return "was trained already"
+        if state.last and not any((self.run_dir / CHECKPOINT_FOLDER).glob("iter_*.pth")):
+            self.say(f"the checkpoints up to step {state.step} are gone, so it begins anew")
+            state = RunState(self.experiment.name, self.model)
         cpu_before = clock()
         runner = self._build(cfg, state)
         runner.start_clock(cpu_before)
@@ -189,7 +196,11 @@ class Job:
         runner.run_state.parameters = sum(p.numel() for p in runner.model.parameters())
         if runner.run_state.flops is None and patch_of(cfg):
             runner.run_state.flops = count_flops(runner.model, patch_of(cfg), channels_of(runner.model))
-        if runner.run_state.last:
+        runner.run_state.state, runner.run_state.failure = "partial", None
+        runner.record_state()
+        if wanted is not None and state.step > wanted:
+            self.say(f"is at step {state.step} already, beyond the {wanted} asked for; nothing to train")
+        elif runner.run_state.last:
             self.say(f"resumes after step {state.step} of {wanted or state.max_steps}")
         else:
             self.say(f"trains on {get_device()}, {runner.run_state.parameters / 1e6:.2f} M parameters")
@@ -259,7 +270,7 @@ class Job:
             state.save(self.run_dir)
         except (OSError, ItkitError) as problem:
             both = isinstance(error, OSError) and isinstance(problem, OSError)
-            if file is not None and not both:  # else the failure itself says why nothing can be written
+            if file is not None and not both and one_line(problem) != message:  # else the failure itself says why
                 self.say(f"the failure could not be recorded: {one_line(problem)}")
 
 

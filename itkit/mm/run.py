@@ -12,12 +12,16 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # as a script: the package's parent, not this folder
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import textwrap
+import threading
+from collections.abc import Iterator
 
 from itkit import __version__
-from itkit.errors import ExperimentNotFound, ItkitError, UsageError
+from itkit.errors import ConfigError, ExperimentNotFound, ItkitError, UsageError
 from itkit.experiment.names import Experiment, Roots, find_experiment, scan, select_models
 
 DESCRIPTION = "Train, resume, test and report the models of versioned experiments."
@@ -41,7 +45,7 @@ environment
   ITKIT_DATA                             folder of the datasets that configs name
 
 exit codes
-  0 all succeeded   1 a model failed   2 usage or config   130 interrupted (a later start resumes)
+  0 all succeeded   1 a model failed   2 usage or config   130 interrupted, 143 terminated (a later start resumes)
 """
 
 
@@ -57,8 +61,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "experiments", nargs="*", metavar="EXP", help="experiment: version, folder name, or a config file"
     )
-    parser.add_argument("--models", nargs="+", metavar="M", help="only these models")
-    parser.add_argument("--cfg-options", nargs="+", metavar="K=V", help="change config values, dotted keys")
+    parser.add_argument("--models", nargs="+", action="extend", metavar="M", help="only these models")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action="extend", metavar="K=V", help="change config values, dotted keys"
+    )
     parser.add_argument("--version", action="version", version=f"itkit {__version__}")
 
     what = parser.add_argument_group("what to do (default: train)")
@@ -112,7 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     try:
-        return _run(arguments)
+        with _ending_on_sigterm():
+            return _run(arguments)
     except ItkitError as error:
         say(f"mmrun: {error}")
         return error.exit_code
@@ -122,9 +129,35 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         say(f"mmrun: {error.filename or 'a file'}: {error.strerror or error}")
         return 1
-    except KeyboardInterrupt:
-        say("mmrun: interrupted; a later start resumes from the last checkpoint")
-        return 130
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, _Terminated)
+        word = "terminated" if terminated else "interrupted"
+        say(f"mmrun: {word}; a later start resumes from the last checkpoint")
+        return 143 if terminated else 130
+
+
+class _Terminated(KeyboardInterrupt):
+    """Somebody, such as a batch system, asked this process to end."""
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let a SIGTERM end the block as Ctrl-C does: workers stopped, files closed, the work directory released."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        if os.getpid() != process:  # a loader worker inherited this
+            os._exit(128 + number)
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -139,7 +172,7 @@ def _run(arguments: argparse.Namespace) -> int:
     names = arguments.experiments or scan(roots.configs)[0]
     if not arguments.experiments and not names:
         raise ExperimentNotFound(f"{roots.configs}: the folder holds no experiment.")
-    chosen = [(e, select_models(e, arguments.models)) for e in _find_all(names, roots)]
+    chosen = [(e, select_models(e, arguments.models)) for e in _find_all(names, roots, bool(arguments.experiments))]
     code = 0
     if trains_or_tests:
         code = _work(arguments, roots, chosen)
@@ -147,13 +180,22 @@ def _run(arguments: argparse.Namespace) -> int:
         _show(arguments, roots, chosen)
     elif arguments.report or arguments.all:
         code = max(code, _report(arguments, roots, chosen))
+    elif arguments.json:
+        _show(arguments, roots, chosen)
     return code
 
 
-def _find_all(names: list[str], roots: Roots) -> list[Experiment]:
+def _find_all(names: list[str], roots: Roots, asked_for: bool) -> list[Experiment]:
+    """Return the experiments called `names`; one that is incomplete is an error only if the user asked for it."""
     found: dict[str, Experiment] = {}
     for name in names:
-        experiment = find_experiment(name, roots.configs)
+        try:
+            experiment = find_experiment(name, roots.configs)
+        except ConfigError as error:
+            if asked_for:
+                raise
+            say(f"mmrun: left out: {error}")
+            continue
         found.setdefault(experiment.name, experiment)
     return list(found.values())
 
@@ -200,6 +242,8 @@ def _work(arguments: argparse.Namespace, roots: Roots, chosen: list[tuple[Experi
 
 
 def _show(arguments: argparse.Namespace, roots: Roots, chosen: list[tuple[Experiment, list[str]]]) -> None:
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
     from itkit.experiment import comparison, listing
 
     entries = [comparison.experiment_entry(_runs(roots, experiment, models)) for experiment, models in chosen]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,6 +106,12 @@ def _build(part: Part, role: str, norm_cfg: dict | None) -> nn.Module:
             f"{role} of MMSegBackboneHead must be a module or a config with a 'type', found {type(part).__name__}: "
             f"{part!r}."
         )
+    with warnings.catch_warnings():  # on optional operators of mmcv and on losses of heads, neither of which is used
+        warnings.simplefilter("ignore", UserWarning)
+        return _build_from_names(part, kind, role, norm_cfg)
+
+
+def _build_from_names(part: dict, kind: Any, role: str, norm_cfg: dict | None) -> nn.Module:
     import mmseg.models  # noqa: F401  (seconds to import, so only when such a network is built; registers the parts)
     from mmseg.registry import MODELS as registry
 

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
-from tiny_experiment import make_data, make_experiment  # noqa: E402
+from tiny_experiment import make_data, make_experiment
 
 
 @dataclass

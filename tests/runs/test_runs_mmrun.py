@@ -216,8 +216,7 @@ def test_auto_retry_goes_on_from_the_last_checkpoint(world, monkeypatch, retries
 
 
 def test_second_start_on_the_same_folder_is_refused_with_the_holder_named(tiny):
-    holder = "import sys, time, pathlib\nfrom itkit.experiment import lock\nwith lock.hold(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", holder, str(tiny.folder())], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tiny.folder())], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "held\n"
         code, _, err = tiny.mmrun("0.1")

@@ -11,7 +11,10 @@ from itkit.experiment.names import find_experiment
 from itkit.mm.config import load_config, parse_overrides
 
 SHARED = "train_cfg = dict(by_epoch=False, max_iters=10)\nlr = 0.1\n"
-MODEL = "from mmengine.config import read_base\nwith read_base():\n    from .mgam import *\nmodel = dict(type='ToyModel', width=4)\n"
+MODEL = (
+    "from mmengine.config import read_base\nwith read_base():\n    from .mgam import *\n"
+    "model = dict(type='ToyModel', width=4)\n"
+)
 
 
 def experiment(tmp_path, shared=SHARED, **models):

@@ -92,8 +92,16 @@ class CheckpointHook(Hook):
             self._save(runner, runner.iter, epoch=epoch)
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
-        if getattr(runner, "is_training", False):
-            self._keep_best(runner, runner.iter, metrics or {})
+        if not getattr(runner, "is_training", False):
+            return
+        self._keep_best(runner, runner.iter, metrics or {})
+        means = ", ".join(f"{key} {value:.4f}" for key, value in (metrics or {}).items() if "/" not in key)
+        best = runner.run_state.best
+        note = ""
+        if best:
+            is_best = best["step"] == runner.iter
+            note = " (best so far)" if is_best else f" (best {best['value']:.4f} at {best['step']})"
+        runner.logger.info(f"validation at step {runner.iter}: {means}{note}")
 
     def after_train(self, runner) -> None:
         """Save what an early stop would leave unsaved."""
@@ -115,9 +123,6 @@ class CheckpointHook(Hook):
                 raise TrainingError(f"{what}. Lower the learning rate, or clip gradients (optim_wrapper.clip_grad).")
             runner.logger.warning(f"{what}; the checkpoint before stays.")
             return None
-        if name is None and any(getattr(hook, "in_a_row", 0) > 0 for hook in runner.hooks):
-            runner.logger.warning(f"the loss is not finite at step {step}; no checkpoint is written over good ones")
-            return {}
         record = runner.write_checkpoint(
             name or f"iter_{step}.pth",
             step=step,
@@ -139,6 +144,8 @@ class CheckpointHook(Hook):
         if key not in metrics:
             raise ConfigError(f'CheckpointHook: save_best = "{key}", but validation gives {", ".join(metrics)}.')
         value, best = float(metrics[key]), runner.run_state.best
+        if best and not (Path(runner.work_dir) / best["checkpoint"]).is_file():
+            best = None  # somebody removed it
         if not math.isfinite(value) or (
             best and best["metric"] == key and not self._is_better(key, value, best["value"])
         ):

@@ -166,7 +166,7 @@ class EMAHook(Hook):
                 found = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
                 raise CheckpointError(
                     f"the averaged weights of the checkpoint are not of this model: {name} has shape "
-                    f"{tuple(weight.shape)}, the checkpoint has {found}."
+                    f"{tuple(weight.shape)}, the checkpoint has {found}. Restore the config, or remove the run folder."
                 )
             self._average.append(tensor.detach().to(device=weight.device, dtype=weight.dtype, copy=True))
         self.updates = checkpoint[UPDATES_KEY]
