@@ -15,6 +15,6 @@ default_hooks = dict(
     checkpoint=dict(type=CheckpointHook, interval=500, by_epoch=False, save_best="Dice", max_keep_ckpts=2),
 )
 custom_hooks = [
-    dict(type=EMAHook, momentum=0.99),
+    dict(type=EMAHook, decay=0.99),
     dict(type=OverlayHook),
 ]

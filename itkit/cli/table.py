@@ -27,6 +27,11 @@ COMMANDS = (
         "itkit.dataset.MSD.convert_nii_mha:main",
         "convert a task of the Medical Segmentation Decathlon to the one layout",
     ),
+    Command(
+        "python -m itkit.dataset.Phantom",
+        "itkit.dataset.Phantom.generate:main",
+        "make the phantom dataset in a folder of your choice",
+    ),
 )
 
 

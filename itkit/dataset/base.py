@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -133,6 +134,14 @@ class ITKITBaseSegDataset(BaseDataset):
         if self.data_root is None:
             raise ConfigError(f"{type(self).__name__} needs data_root, the folder with image/ and label/.")
         return data_path(self.data_root)
+
+    def _serialize_data(self):
+        """As in MMEngine, whose garbage collection takes 0.3 s once torch is there; without walking over all of that."""
+        gc.freeze()
+        try:
+            return super()._serialize_data()
+        finally:
+            gc.unfreeze()
 
     def find_samples(self) -> dict[str, list[dict]]:
         """Return case id -> the samples of that case, for every case in the folder.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -283,8 +284,10 @@ def _resolve(name: str, role: str | None, scope: str) -> tuple[Any, list[str]]:
     )
     candidates: list[str] = []
     for registry in registries:
-        with registry.switch_scope_and_registry(scope) as scoped:
-            component = scoped.get(name)
+        with warnings.catch_warnings():  # a library that is imported here warns of what it lacks itself
+            warnings.simplefilter("ignore", UserWarning)
+            with registry.switch_scope_and_registry(scope) as scoped:
+                component = scoped.get(name)
         if component is not None:
             return component, []
         candidates += known_names(scoped)

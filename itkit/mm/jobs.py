@@ -248,7 +248,7 @@ class Job:
     # ---- failures ----
 
     def _write_traceback(self, error: BaseException) -> Path | None:
-        if isinstance(error, lock.RunLocked):
+        if isinstance(error, lock.RunLocked) or self.request.check:
             return None
         name = time.strftime("%Y%m%d_%H%M%S") + (f"_rank{os.environ['RANK']}" if "RANK" in os.environ else "")
         file = self.run_dir / "logs" / f"{name}.traceback.txt"

@@ -91,11 +91,7 @@ class IterBasedTrainLoop(engine_loops.IterBasedTrainLoop):
             self.runner.call_hook("before_train_epoch")
             self._find_hooks()
             batches = self._batches()
-            self._decide_current_val_interval()
-            if (
-                self._iter and not self._must_stop()
-            ):  # resumed: a checkpoint is written before the validation of its step
-                self._validate_if_due()
+            self._make_up_for_validation()
             self.runner.model.train()
             while self._iter < self._max_iters and not self._must_stop():
                 self.run_iter(next(batches))
@@ -124,6 +120,13 @@ class IterBasedTrainLoop(engine_loops.IterBasedTrainLoop):
 
     def _must_stop(self) -> bool:
         return self.stop_training or getattr(self.runner, "stop_training", False)
+
+    def _make_up_for_validation(self) -> None:
+        """Validate a resumed run where it stopped, if that is due: checkpoints are written before the validation."""
+        if self._iter and not self._must_stop():
+            self._decide_current_val_interval()
+            self.runner.message_hub.update_info("iter", self._iter - 1)  # as it was when the validation was due
+            self._validate_if_due()
 
     def _validate_if_due(self) -> None:
         if self.runner.val_loop is None or self._iter < self.val_begin:

@@ -58,7 +58,7 @@ def prepare(
     if isinstance(cfg.get("compile"), str):
         cfg.compile = {"mode": cfg.compile}
     _loops(cfg)
-    _collate(cfg)
+    _loaders(cfg)
     _hooks(cfg, detect_anomaly)
     _visualizer(cfg, work_dir)
     if smoke:
@@ -78,11 +78,21 @@ def _loops(cfg: Config) -> None:
             loop.setdefault("type", f"{SCOPE}.{kind}")
 
 
-def _collate(cfg: Config) -> None:
-    """Resolve a collate function given by name, which MMEngine looks up in its own scope only."""
-    for key in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        loader = cfg.get(key)
-        collate = loader.get("collate_fn") if isinstance(loader, dict) else None
+def _loaders(cfg: Config) -> None:
+    """Give loaders without a sampler one, and resolve a collate function that is given by name.
+
+    MMEngine looks such a name up in its own scope only, and asks for a sampler in every loader.
+    """
+    by_epoch = _type_name(cfg.get("train_cfg") or {}).startswith("Epoch")
+    shuffled = {"type": "DefaultSampler", "shuffle": True} if by_epoch else {"type": f"{SCOPE}.StreamSampler"}
+    in_order = {"type": f"{SCOPE}.CaseSampler"}
+    for part, sampler in (("train", shuffled), ("val", in_order), ("test", in_order)):
+        loader = cfg.get(f"{part}_dataloader")
+        if not isinstance(loader, dict):
+            continue
+        if "batch_sampler" not in loader:
+            loader.setdefault("sampler", sampler)
+        collate = loader.get("collate_fn")
         if isinstance(collate, dict) and isinstance(collate.get("type"), str):
             found = FUNCTIONS.get(collate["type"])
             if found is not None:

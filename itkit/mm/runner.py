@@ -106,9 +106,7 @@ class ExperimentRunner(Runner):
         """Build a loader whose dead workers and failing cases are named."""
         if not isinstance(dataloader, dict):
             return dataloader
-        settings = dict(dataloader)
-        settings.setdefault("sampler", {"type": "CaseSampler"})
-        loader = Runner.build_dataloader(settings, seed=seed, diff_rank_seed=diff_rank_seed)
+        loader = Runner.build_dataloader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
         return guard_loader(loader, seed=seed or 0) if isinstance(loader, DataLoader) else loader
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:

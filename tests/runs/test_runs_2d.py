@@ -43,7 +43,8 @@ MMSEG = """dict(
     type=MMSegBackboneHead, norm_cfg=dict(type="BN"),
     backbone=dict(type="UNet", in_channels={channels}, base_channels=8, num_stages=2, strides=(1, 1), downsamples=(True,),
                   enc_num_convs=(1, 1), dec_num_convs=(1,), enc_dilations=(1, 1), dec_dilations=(1,)),
-    decode_head=dict(type="FCNHead", in_channels=8, in_index=1, channels=8, num_convs=1, num_classes=3))"""
+    decode_head=dict(type="FCNHead", in_channels=8, in_index=1, channels=8, num_convs=1, num_classes=3,
+                     init_cfg=dict(type="Xavier", layer="Conv2d")))"""
 
 
 def write_model(folder, name, backbone, *, neighbours=0, inference=""):

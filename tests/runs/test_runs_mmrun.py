@@ -182,6 +182,14 @@ def test_one_failing_model_does_not_stop_the_others(tiny):
     assert tiny.mmrun("0.1", "--models", "misspelt")[0] == 2
 
 
+HOLDER = """
+import pathlib, sys, time
+from itkit.experiment import lock
+with lock.hold(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
 FLAKY = """
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS

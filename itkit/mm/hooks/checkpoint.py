@@ -95,7 +95,8 @@ class CheckpointHook(Hook):
         if not getattr(runner, "is_training", False):
             return
         self._keep_best(runner, runner.iter, metrics or {})
-        means = ", ".join(f"{key} {value:.4f}" for key, value in (metrics or {}).items() if "/" not in key)
+        known = {key: value for key, value in (metrics or {}).items() if "/" not in key and value is not None}
+        means = ", ".join(f"{key} {value:.4f}" for key, value in known.items())
         best = runner.run_state.best
         note = ""
         if best:
@@ -143,7 +144,8 @@ class CheckpointHook(Hook):
         key = next(iter(metrics)) if self.save_best == "auto" else self.save_best
         if key not in metrics:
             raise ConfigError(f'CheckpointHook: save_best = "{key}", but validation gives {", ".join(metrics)}.')
-        value, best = float(metrics[key]), runner.run_state.best
+        value = math.nan if metrics[key] is None else float(metrics[key])
+        best = runner.run_state.best
         if best and not (Path(runner.work_dir) / best["checkpoint"]).is_file():
             best = None  # somebody removed it
         if not math.isfinite(value) or (
