@@ -29,12 +29,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from itkit.mm.preparation import prepare
 from itkit.mm.runner import ExperimentRunner
+from itkit.models import SubvoxelUNet
 from itkit.registry import DATASETS, FUNCTIONS, HOOKS, MODELS
 
 CASES = {
     "tiny net, patch 16": {"channels": (4, 8), "strides": (2,), "size": 16},
     "small UNet, patch 24": {"channels": (8, 16, 32), "strides": (2, 2), "size": 24},
     "UNet 1.2 M, patch 32": {"channels": (16, 32, 64, 128), "strides": (2, 2, 2), "size": 32},
+    "unet_small of 1.0.Hippocampus": {"channels": (24, 48, 96), "strides": (), "size": (32, 48, 32)},
 }
 
 
@@ -42,10 +44,11 @@ CASES = {
 class BenchVolumes(Dataset):
     metainfo = {"classes": ("background", "a", "b")}
 
-    def __init__(self, size: int):
+    def __init__(self, size: int | tuple[int, int, int]):
+        shape = (size,) * 3 if isinstance(size, int) else tuple(size)
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(8, 1, size, size, size, generator=generator)
-        self.labels = torch.randint(0, 3, (8, size, size, size), generator=generator)
+        self.images = torch.randn(8, 1, *shape, generator=generator)
+        self.labels = torch.randint(0, 3, (8, *shape), generator=generator)
 
     def __len__(self) -> int:
         return 8
@@ -71,6 +74,8 @@ def bench_collate(samples: list) -> dict:
 
 def network(channels: tuple, strides: tuple) -> nn.Module:
     torch.manual_seed(0)
+    if not strides:
+        return SubvoxelUNet(in_channels=1, num_classes=3, widths=tuple(channels), channels_last=True)
     return UNet(spatial_dims=3, in_channels=1, out_channels=3, channels=channels, strides=strides, num_res_units=1)
 
 

@@ -26,7 +26,7 @@ from itkit.transforms import (
 
 # ---- PARAMETERS ----
 patch_size = (24, 64, 64)  # Z, Y, X in voxels of 3 x 1.2 x 1.2 mm: the whole volume
-max_iters = 400
+max_iters = 340
 warm_up = 20
 cpu_threads = 1
 
@@ -41,7 +41,7 @@ pack = [dict(type=PackSeg3DInputs)]
 
 train_dataloader = dict(
     batch_size=2,
-    num_workers=0,
+    num_workers=1,
     collate_fn=dict(type=multi_sample_collate),
     sampler=dict(type=StreamSampler, shuffle=True),
     dataset=dict(type=PhantomDataset, split="train", cache="memory", pipeline=load + augment + pack),
@@ -65,7 +65,7 @@ test_dataloader = dict(
 num_classes = 5
 criterion = dict(type=DiceCELoss, include_background=False, batch_dice=True)
 inference_config = dict(patch_size=patch_size)
-train_cfg = dict(type=IterBasedTrainLoop, max_iters=max_iters, val_interval=200)
+train_cfg = dict(type=IterBasedTrainLoop, max_iters=max_iters, val_interval=170)
 val_cfg = dict(type=ValLoop)
 test_cfg = dict(type=TestLoop)
 val_evaluator = dict(type=SegmentationMetric, measures=("Dice",))
@@ -84,6 +84,6 @@ param_scheduler = [
 ]
 default_hooks.update(
     logger=dict(type="LoggerHook", interval=20, log_metric_by_epoch=False),
-    checkpoint=dict(type=CheckpointHook, interval=200, by_epoch=False, save_best="Dice"),
+    checkpoint=dict(type=CheckpointHook, interval=170, by_epoch=False, save_best="Dice"),
 )
 custom_hooks = [dict(type=EMAHook, decay=0.95), dict(type=OverlayHook), dict(type="ProgressHook", interval=40)]

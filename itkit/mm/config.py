@@ -87,7 +87,7 @@ def _read(path: Path, experiment: Experiment) -> Config:
         file, line = _syntax_error_place(error, path, experiment)
         end = "" if error.msg.endswith((".", "?", "!")) else "."
         raise ConfigError(f"{file}, line {line}: {error.msg}{end} Nothing was run.") from error
-    except Exception as error:  # border: whatever a user's config raises becomes one clear line
+    except (Exception, SystemExit) as error:  # border: whatever a user's config raises becomes one clear line
         raise ConfigError(
             f"{_runtime_error_place(error, path, experiment)}: {type(error).__name__}: {error}"
         ) from error
@@ -123,7 +123,7 @@ def _syntax_error_place(error: SyntaxError, path: Path, experiment: Experiment) 
     return path, error.lineno or "?"
 
 
-def _runtime_error_place(error: Exception, path: Path, experiment: Experiment) -> str:
+def _runtime_error_place(error: BaseException, path: Path, experiment: Experiment) -> str:
     files = {str(file) for file in _config_files(path, experiment)}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename in files or Path(frame.filename).parent == path.parent:

@@ -180,6 +180,8 @@ class Job:
         require_training_parts(cfg)
         state = RunState.load(self.run_dir)
         wanted = cfg.train_cfg.get("max_iters")
+        if wanted is not None and (not isinstance(wanted, (int, float)) or wanted < 1):
+            raise ConfigError(f"train_cfg: max_iters must be a positive whole number, got {wanted!r}.")
         if state.state == "trained" and (wanted is None or state.max_steps >= wanted):
             best = (
                 f", best {state.best['metric']} {state.best['value']:.4f} at {state.best['step']}" if state.best else ""
@@ -253,6 +255,8 @@ class Job:
         name = time.strftime("%Y%m%d_%H%M%S") + (f"_rank{os.environ['RANK']}" if "RANK" in os.environ else "")
         file = self.run_dir / "logs" / f"{name}.traceback.txt"
         try:
+            while file.exists():  # two failures in one second
+                file = file.with_name(f"_{file.name}")
             write_text(file, "".join(traceback.format_exception(error)))
         except OSError:
             return None

@@ -79,10 +79,11 @@ def _loops(cfg: Config) -> None:
 
 
 def _loaders(cfg: Config) -> None:
-    """Give loaders without a sampler one, and resolve a collate function that is given by name.
+    """Give loaders without a sampler one, and put our scope in front of the name of our collate function.
 
-    MMEngine looks such a name up in its own scope only, and asks for a sampler in every loader.
+    MMEngine looks a bare name up in its own scope only, and asks for a sampler in every loader.
     """
+    FUNCTIONS.import_from_location()
     by_epoch = _type_name(cfg.get("train_cfg") or {}).startswith("Epoch")
     shuffled = {"type": "DefaultSampler", "shuffle": True} if by_epoch else {"type": f"{SCOPE}.StreamSampler"}
     in_order = {"type": f"{SCOPE}.CaseSampler"}
@@ -93,10 +94,8 @@ def _loaders(cfg: Config) -> None:
         if "batch_sampler" not in loader:
             loader.setdefault("sampler", sampler)
         collate = loader.get("collate_fn")
-        if isinstance(collate, dict) and isinstance(collate.get("type"), str):
-            found = FUNCTIONS.get(collate["type"])
-            if found is not None:
-                collate["type"] = found
+        if isinstance(collate, dict) and collate.get("type") in FUNCTIONS.module_dict:
+            collate["type"] = f"{SCOPE}.{collate['type']}"
 
 
 def _type_name(hook: Any) -> str:

@@ -151,6 +151,7 @@ def _ending_on_sigterm() -> Iterator[None]:
     def end(number: int, frame: object) -> None:
         if os.getpid() != process:  # a loader worker inherited this
             os._exit(128 + number)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # workers that end too are no news now, and PyTorch would raise
         raise _Terminated
 
     before = signal.signal(signal.SIGTERM, end)

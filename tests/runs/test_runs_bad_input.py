@@ -1,4 +1,4 @@
-"""What researchers really do to a run: damaged files, full disks, dying workers, misspelt configs, Ctrl-C; each through `mmrun`."""
+"""What really happens to runs: damaged files, full disks, dying workers, misspelt configs, Ctrl-C; each through `mmrun`."""
 
 from __future__ import annotations
 

@@ -35,6 +35,8 @@ class CheckpointHook(Hook):
         save_best: Metric that decides, e.g. ``"Dice"``; ``"auto"`` takes the first one; None keeps no best.
         rule: ``"greater"`` or ``"less"``; None decides by the name (losses and distances: less).
         save_begin: First iteration (epoch) at which to save.
+        out_dir: Accepted for the sake of configs written for MMEngine, without effect; so are greater_keys, less_keys,
+            filename_tmpl, published_keys, file_client_args and backend_args.
     """
 
     priority = "VERY_LOW"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from itkit.errors import ConfigError
 from itkit.mm.hooks.runtime_info import as_number
@@ -129,17 +132,18 @@ class ProgressHook(Hook):
 
     def _open(self) -> None:
         if self._bar is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}"),
+            columns = (  # in a narrow terminal the text gives way, not the numbers
+                TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=8)),
+                BarColumn(bar_width=12),
+                MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
+                TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+                TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             )
             self._bar = Progress(
                 *columns, console=Console(stderr=True, force_terminal=True), expand=True, transient=True
             )
             self._bar.start()
+            _log_to_stderr_as_it_is_now()
 
     def _open_cases(self, name: str, loader: Any) -> None:
         if self.terminal and is_main_process():
@@ -158,4 +162,12 @@ class ProgressHook(Hook):
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+            _log_to_stderr_as_it_is_now()
         self._bar = self._task = self._cases = None
+
+
+def _log_to_stderr_as_it_is_now() -> None:
+    """Let the log write through the open bar, which then stays below what is said; or to the terminal itself again."""
+    for handler in MMLogger.get_current_instance().handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setStream(sys.stderr)
