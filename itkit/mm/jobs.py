@@ -205,7 +205,7 @@ class Job:
         elif runner.run_state.last:
             self.say(f"resumes after step {state.step} of {wanted or state.max_steps}")
         else:
-            self.say(f"trains on {get_device()}, {runner.run_state.parameters / 1e6:.2f} M parameters")
+            self.say(f"trains on {get_device()}, {runner.run_state.parameters:,} parameters")
         runner.open_terminal_log()
         with closing(runner):
             runner.train()

@@ -100,9 +100,11 @@ def describe_plan(cfg: Config) -> str:
     lines.append(f"model      {type(model).__name__} over {type(getattr(model, 'backbone', model)).__name__}")
     lines.append(f"parameters {parameters:,}" + (f" ({trained:,} trained)" if trained != parameters else ""))
     patch = patch_of(cfg)
+    if patch and hasattr(model, "check_output"):
+        model.check_output((2, channels_of(model), *patch))
     flops = count_flops(model, patch, channels_of(model)) if patch else None
     if flops is not None:
-        lines.append(f"flops      {flops / 1e9:.2f} G multiply-adds for a patch of {' x '.join(map(str, patch))}")
+        lines.append(f"flops      {_with_unit(flops)} multiply-adds for a patch of {' x '.join(map(str, patch))}")
     else:
         lines.append("flops      not known (no patch size in the config, or the network cannot be traced)")
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope") or registry.SCOPE):
@@ -119,6 +121,13 @@ def _build_the_rest(cfg: Config, model: torch.nn.Module) -> Iterator[str]:
             if hasattr(dataset, "full_init"):
                 dataset.full_init()
             datasets[part] = dataset
+            classes = getattr(dataset, "metainfo", {}).get("classes")
+            wanted = getattr(model, "num_classes", None)
+            if classes and isinstance(wanted, int) and wanted > 1 and len(classes) != wanted:
+                raise ConfigError(
+                    f"{cfg.filename}: the model has num_classes = {wanted}, the {part} dataset has {len(classes)} classes: "
+                    f"{', '.join(classes[:20])}."
+                )
     cases = describe_datasets(datasets)["cases"]
     yield "cases      " + ", ".join(f"{count} {part}" for part, count in cases.items())
     if cfg.get("optim_wrapper") is not None:
@@ -141,6 +150,10 @@ def _build_the_rest(cfg: Config, model: torch.nn.Module) -> Iterator[str]:
         f"engine     parallel {cfg.get('parallel') or 'none'}, precision {cfg.get('precision') or 'fp32'}, "
         f"compile {cfg.get('compile') or 'no'}, hooks {', '.join(ENGINE_HOOKS)} and the config's own"
     )
+
+
+def _with_unit(count: int) -> str:
+    return f"{count / 1e9:.2f} G" if count >= 1e7 else f"{count / 1e6:.3f} M"
 
 
 def _is_size(value: Any) -> bool:

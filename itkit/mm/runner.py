@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os.path
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from itkit._support.files import write_text
 from itkit._support.resources import cpu_seconds
 from itkit._support.suggestions import nearest
 from itkit.errors import CheckpointError, ConfigError
@@ -46,6 +49,7 @@ class ExperimentRunner(Runner):
     loaded_checkpoint: dict[str, Any] | None = None
     is_training = False
     _cpu_at_start = 0.0
+    _config_text: str | None = None
 
     @classmethod
     def from_cfg(
@@ -78,7 +82,17 @@ class ExperimentRunner(Runner):
     def dump_config(self) -> None:
         """Write the resolved config as ``config.py``."""
         if is_main_process():
-            self.cfg.dump(os.path.join(self.work_dir, "config.py"))
+            write_text(Path(self.work_dir) / "config.py", self.config_text)
+
+    @property
+    def config_text(self) -> str:
+        """The resolved config as text, formatted once."""
+        if self._config_text is None:
+            try:
+                self._config_text = self.cfg.pretty_text
+            except SyntaxError:  # MMEngine's formatter gave up
+                self._config_text = repr(self.cfg)
+        return self._config_text
 
     # ---- what is said on the terminal ----
 
@@ -89,6 +103,8 @@ class ExperimentRunner(Runner):
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
                 handler.setStream(sys.stderr)
                 handler.setLevel(logging.WARNING)
+            elif isinstance(handler, logging.FileHandler):
+                handler.handleError = partial(_say_once_that_the_log_is_lost, handler)
         return logger
 
     def open_terminal_log(self) -> None:
@@ -192,7 +208,8 @@ class ExperimentRunner(Runner):
                 stop()
         self.visualizer.close()
         for handler in list(self.logger.handlers):
-            handler.close()
+            with contextlib.suppress(OSError):  # a full disk: said already
+                handler.close()
             self.logger.removeHandler(handler)
 
     def _checkpoints_newest_first(self) -> list[tuple[Path, str | None]]:
@@ -280,7 +297,7 @@ class ExperimentRunner(Runner):
                 "epoch": epoch,
                 "seed": self.seed,
                 "experiment_name": self.experiment_name,
-                "cfg": self.cfg.pretty_text,
+                "cfg": self.config_text,
                 "time": time.strftime("%Y-%m-%d %H:%M:%S"),
                 "dataset_meta": checkpoints.plain(dataset_meta),
             },
@@ -318,6 +335,13 @@ class ExperimentRunner(Runner):
         )
         self.run_state.step, self.run_state.last = step, record
         self.record_state()
+
+
+def _say_once_that_the_log_is_lost(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Let a run go on whose log file cannot be written any more."""
+    error = sys.exc_info()[1]
+    handler.handleError = lambda record: None
+    sys.stderr.write(f"{handler.baseFilename}: the log cannot be written ({error}); the run goes on.\n")
 
 
 def _is_for_the_terminal(record: logging.LogRecord) -> bool:

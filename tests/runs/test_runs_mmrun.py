@@ -342,3 +342,34 @@ def test_plain_mmengine_config_runs_unchanged(world, monkeypatch):
     code, _, err = world.mmrun(str(single))
     assert code == 0, err
     assert world.state("alone", "alone")["state"] == "trained"
+
+
+def test_full_disk_under_the_log_is_said_once_and_the_run_goes_on(tiny):
+    (tiny.folder() / "logs").mkdir(parents=True)
+    from itkit.mm import runner
+
+    stamped = runner.ExperimentRunner.build_logger
+
+    def full(self, *args, **kwargs):
+        logger = stamped(self, *args, **kwargs)
+        for handler in logger.handlers:
+            if hasattr(handler, "baseFilename"):
+                handler.setStream(open("/dev/full", "w"))  # noqa: SIM115 (the handler closes it)
+        return logger
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner.ExperimentRunner, "build_logger", full)
+        code, _, err = tiny.mmrun("0.1")
+    assert code == 0, err
+    assert err.count("the log cannot be written") == 1
+    assert tiny.state()["state"] == "trained"
+
+
+def test_check_finds_wrong_channels_and_wrong_classes(tiny):
+    patch = ["--cfg-options", "model.inference_config.patch_size=[8,12,12]"]
+    code, _, err = tiny.mmrun("0.1", "--check", *patch, "model.backbone.out_channels=4")
+    assert code == 2
+    assert "num_classes" in err
+    code, _, err = tiny.mmrun("0.1", "--check", *patch, "model.backbone.out_channels=5", "model.num_classes=5")
+    assert code == 2
+    assert "the model has num_classes = 5, the train dataset has 3 classes: background, small, large" in err

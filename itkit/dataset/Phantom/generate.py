@@ -209,7 +209,13 @@ def _soft(distance_mm: np.ndarray) -> np.ndarray:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the phantoms to a folder; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m itkit.dataset.Phantom", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m itkit.dataset.Phantom",
+        description=__doc__,
+        epilog=f"Writes {sum(COUNTS.values())} cases of {' x '.join(map(str, SIZE_ZYX))} voxels with the classes "
+        f"{', '.join(CLASSES)} as image/, label/, meta.json and split.json, the layout of every dataset. The same seed "
+        "gives the same files.",
+    )
     parser.add_argument("root", metavar="DST", help=f"folder to make, e.g. $ITKIT_DATA/{NAME}")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other phantoms (default 0)")
     options = parser.parse_args(arguments)
