@@ -9,8 +9,8 @@ from itkit.mm.hooks import CheckpointHook, EMAHook, OverlayHook
 from itkit.mm.task_models import SemSeg3D
 from itkit.models import SubvoxelUNet
 
-max_iters = 7000
-warm_up = 350
+max_iters = 8500
+warm_up = 400
 
 model = dict(
     type=SemSeg3D,
