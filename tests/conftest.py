@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,12 @@ def shared_data():
         return path
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def _no_scope_is_left_behind():
+    """Take back the default scope that a runner in a test has set for the whole process."""
+    yield
+    registry = sys.modules.get("mmengine.registry")
+    if registry is not None:
+        registry.DefaultScope._instance_dict.clear()
