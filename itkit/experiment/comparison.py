@@ -15,6 +15,7 @@ from typing import Any
 
 from itkit.errors import CheckpointError
 from itkit.experiment.state import RESULT_FILE, STATE_FILE, RunState, is_tested, load_result
+from itkit.measures.direction import lower_is_better
 
 SCALARS_FILE = "scalars.jsonl"
 CASES_FILE = "cases.csv"
@@ -22,7 +23,6 @@ VAL_CASES_FILE = "val_cases.csv"
 OVERLAY_FOLDER = "overlays"
 VISUAL_FOLDER = "visuals"
 
-_LOWER_IS_BETTER = ("HD", "ASSD", "ASD", "MSD", "LOSS", "ERROR")
 _MILLIMETRES = ("HD", "ASSD", "ASD", "MSD")
 
 
@@ -136,11 +136,6 @@ class HardCase:
     case_id: str
     mean: float
     values: Mapping[str, float | None] = field(default_factory=dict)
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether small values of a metric are good (distances, losses, errors)."""
-    return metric.rpartition("/")[2].upper().startswith(_LOWER_IS_BETTER)
 
 
 def unit_of(metric: str) -> str:

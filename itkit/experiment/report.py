@@ -13,6 +13,7 @@ from typing import Any
 from itkit._support.files import write_text
 from itkit.experiment import charts, comparison
 from itkit.experiment.comparison import ExperimentRuns, ModelRun
+from itkit.measures.direction import lower_is_better
 
 REPORT_FILE = "report.html"
 MAX_PICTURES = 24
@@ -254,7 +255,7 @@ def _columns(experiment: ExperimentRuns, order: Sequence[ModelRun], colours: Map
                 "rank": ranks[model.name],
                 "bar": _safe(bar),
             }
-        arrow = "lower is better" if comparison.lower_is_better(metric) else "higher is better"
+        arrow = "lower is better" if lower_is_better(metric) else "higher is better"
         columns.append({"metric": metric, "unit": comparison.unit_of(metric), "arrow": arrow, "cells": cells})
     return columns
 
@@ -277,7 +278,7 @@ def _class_tables(
         for name in classes:
             values = {model.name: per_class[model.name].get(name) for model in tested}
             known = [value for value in values.values() if isinstance(value, (int, float))]
-            best = (min(known) if comparison.lower_is_better(metric) else max(known)) if len(known) > 1 else None
+            best = (min(known) if lower_is_better(metric) else max(known)) if len(known) > 1 else None
             cells = []
             for model in tested:
                 value = values[model.name]

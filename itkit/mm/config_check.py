@@ -188,9 +188,7 @@ def _walk(node: Any, path: str, role: str | None, scope: str) -> Iterator[str]:
         except ImportError as error:
             yield f"{path}.{key}: {_import_problem(error)}"
             continue
-        child_role = ROLES.get(key, role if key in ("metrics",) or leaf in ("default_hooks",) else None)
-        if role == "HOOKS" and leaf == "default_hooks":
-            child_role = "HOOKS"
+        child_role = role if leaf == "default_hooks" else ROLES.get(key)
         yield from _walk(value, f"{path}.{key}", child_role, scope)
 
 

@@ -26,7 +26,6 @@ from itkit.errors import ConfigError, ItkitError, TrainingError
 from itkit.experiment import lock
 from itkit.experiment.names import Experiment, Roots
 from itkit.experiment.state import CHECKPOINT_FOLDER, RESULT_FILE, RunState, is_tested, load_result
-from itkit.mm import checkpoints
 from itkit.mm.config import load_config
 from itkit.mm.config_check import check_config
 from itkit.mm.plan import channels_of, count_flops, describe_plan, patch_of
@@ -238,8 +237,7 @@ class Job:
         runner = self._build(cfg, state)
         runner.open_terminal_log()
         with closing(runner):
-            checkpoints.load(path, sha256_expected=record.get("sha256"))
-            runner.load_checkpoint(str(path))
+            runner.load_checkpoint(str(path), sha256_expected=record.get("sha256"))
             metrics = runner.test()
         note = f"tested step {step}: " + ", ".join(
             f"{k} {v:.4f}" for k, v in metrics.items() if "/" not in k and v is not None

@@ -304,16 +304,15 @@ class EpochBasedTrainLoop(engine_loops.EpochBasedTrainLoop):
             return super().run()
 
 
-@LOOPS.register_module()
-class ValLoop(engine_loops.ValLoop):
-    """MMEngine's validation in inference mode over a guarded loader; hooks hear of a failure and clean up."""
+class _GuardedEvaluation:
+    """What validation and test share: a guarded loader, no gradients, and hooks that hear of a failure and clean up."""
 
     def __init__(self, runner: Any, dataloader: Any, evaluator: Any, fp16: bool = False):
         super().__init__(runner, dataloader, evaluator, fp16)
         self.dataloader = _guarded(runner, self.dataloader)
 
     def run(self) -> dict:
-        """Validate all cases and return the metrics."""
+        """Evaluate all cases and return the metrics."""
         with _running(self.runner, self.dataloader):
             return super().run()
 
@@ -324,21 +323,12 @@ class ValLoop(engine_loops.ValLoop):
 
 
 @LOOPS.register_module()
-class TestLoop(engine_loops.TestLoop):
+class ValLoop(_GuardedEvaluation, engine_loops.ValLoop):
+    """MMEngine's validation in inference mode over a guarded loader; hooks hear of a failure and clean up."""
+
+
+@LOOPS.register_module()
+class TestLoop(_GuardedEvaluation, engine_loops.TestLoop):
     """MMEngine's test in inference mode over a guarded loader; hooks hear of a failure and clean up."""
 
     __test__ = False
-
-    def __init__(self, runner: Any, dataloader: Any, evaluator: Any, fp16: bool = False):
-        super().__init__(runner, dataloader, evaluator, fp16)
-        self.dataloader = _guarded(runner, self.dataloader)
-
-    def run(self) -> dict:
-        """Test all cases and return the metrics."""
-        with _running(self.runner, self.dataloader):
-            return super().run()
-
-    @torch.inference_mode()
-    def run_iter(self, idx: int, data_batch: Any) -> None:
-        """Predict one batch and hand it to the evaluator."""
-        super().run_iter(idx, data_batch)

@@ -163,7 +163,10 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 def _run(arguments: argparse.Namespace) -> int:
     roots = Roots.resolve(arguments.config_root, arguments.work_dir_root, arguments.test_work_dir_root)
-    trains_or_tests = not (arguments.list or (arguments.report and not arguments.all and not arguments.test))
+    asks_for_work = (
+        arguments.all or arguments.test or arguments.test_use_last_ckpt or arguments.check or arguments.smoke
+    )
+    trains_or_tests = not (arguments.list or (arguments.report and not asks_for_work))
     if not arguments.experiments and trains_or_tests:
         raise UsageError("name at least one experiment, or see what there is: mmrun --list")
     if arguments.list or arguments.report:

@@ -245,15 +245,20 @@ class ExperimentRunner(Runner):
             scheduler.load_state_dict(state)
 
     def load_checkpoint(
-        self, filename: str, map_location: Any = "cpu", strict: bool = True, revise_keys: list | None = None
+        self,
+        filename: str,
+        map_location: Any = "cpu",
+        strict: bool = True,
+        revise_keys: list | None = None,
+        sha256_expected: str | None = None,
     ):
-        """Load weights for testing or as a starting point.
+        """Load weights for testing or as a starting point; `sha256_expected` is the checksum recorded when they were written.
 
         Raises:
             CheckpointError: If the file is damaged, or its keys or shapes are not this model's.
         """
         path = Path(filename)
-        checkpoint = checkpoints.load(path, map_location)
+        checkpoint = checkpoints.load(path, map_location, sha256_expected=sha256_expected)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         self._load_weights(checkpoint.get("state_dict", checkpoint), filename, strict=strict)
         self._has_loaded = True
@@ -262,7 +267,7 @@ class ExperimentRunner(Runner):
             name = path.resolve().relative_to(Path(self.work_dir).resolve()).as_posix()
         except ValueError:
             name = path.name
-        self.loaded_checkpoint = {"path": name, "step": step, "sha256": checkpoints.sha256(path)}
+        self.loaded_checkpoint = {"path": name, "step": step, "sha256": sha256_expected or checkpoints.sha256(path)}
         self.logger.info(f"loaded {path}")
         return checkpoint
 

@@ -373,3 +373,11 @@ def test_check_finds_wrong_channels_and_wrong_classes(tiny):
     code, _, err = tiny.mmrun("0.1", "--check", *patch, "model.backbone.out_channels=5", "model.num_classes=5")
     assert code == 2
     assert "the model has num_classes = 5, the train dataset has 3 classes: background, small, large" in err
+
+
+def test_report_beside_a_test_does_not_swallow_the_test(tiny):
+    assert tiny.mmrun("0.1")[0] == 0
+    code, _, err = tiny.mmrun("0.1", "--test-use-last-ckpt", "--report")
+    assert code == 0, err
+    assert json.loads((tiny.root / "test/0.1.Tiny/unet/result.json").read_text())["step"] == 8
+    assert (tiny.root / "work/0.1.Tiny/report.html").is_file()

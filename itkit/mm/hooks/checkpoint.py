@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop
 
 from itkit.errors import ConfigError, TrainingError
+from itkit.measures.direction import lower_is_better
 from itkit.registry import HOOKS
-
-_SMALLER_IS_BETTER = ("loss", "hd95", "hausdorff", "assd", "distance", "error", "mae", "mse")
 
 
 @HOOKS.register_module()
@@ -74,9 +74,7 @@ class CheckpointHook(Hook):
 
     def before_train(self, runner) -> None:
         if self.by_epoch is None:
-            self.by_epoch = getattr(runner.train_loop, "_max_iters", None) is not None and type(
-                runner.train_loop
-            ).__name__.startswith("Epoch")
+            self.by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if self.by_epoch:
@@ -164,7 +162,7 @@ class CheckpointHook(Hook):
                 old.unlink(missing_ok=True)
 
     def _is_better(self, key: str, value: float, best: float) -> bool:
-        rule = self.rule or ("less" if any(word in key.lower() for word in _SMALLER_IS_BETTER) else "greater")
+        rule = self.rule or ("less" if lower_is_better(key) else "greater")
         return value < best if rule == "less" else value > best
 
     def _remove_old(self, runner) -> None:

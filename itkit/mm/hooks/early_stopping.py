@@ -8,9 +8,8 @@ from mmengine.hooks import Hook
 
 from itkit._support.suggestions import did_you_mean
 from itkit.errors import ConfigError
+from itkit.measures.direction import lower_is_better
 from itkit.registry import HOOKS
-
-_SMALLER_IS_BETTER = ("loss", "hd95", "hausdorff", "assd", "distance", "error", "mae", "mse")
 
 
 @HOOKS.register_module()
@@ -48,7 +47,7 @@ class EarlyStoppingHook(Hook):
                 f"EarlyStoppingHook: patience={patience} must be 1 or more and min_delta={min_delta} not negative."
             )
         self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
-        self.rule = rule or ("less" if any(word in monitor.lower() for word in _SMALLER_IS_BETTER) else "greater")
+        self.rule = rule or ("less" if lower_is_better(monitor) else "greater")
         self.stopping_threshold = stopping_threshold
         self.best: float | None = None
         self.waited = 0
