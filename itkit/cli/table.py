@@ -1,8 +1,12 @@
-"""Every command that itkit brings, once: shell commands, the table in the README and their tests read it."""
+"""Every command that itkit brings, once: shell commands, their help, the pages about them, forms and tests read it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from itkit.cli.parameters import Parameter
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,50 @@ class Command:
     summary: str
 
 
-COMMANDS = (
+@dataclass(frozen=True)
+class Tool:
+    """One data tool, or one way of working of a tool.
+
+    Attributes:
+        name: As it is typed, e.g. ``"itk_orient"``; of a variant its own word, e.g. ``"format"``.
+        summary: One line, without a full stop.
+        operation: ``module:class`` of the `Operation` that does it; its fields are called as the parameters are.
+        parameters: What it takes, besides `RUN_PARAMETERS`.
+        description: Paragraphs for the help and the page; may be empty.
+        examples: Pairs (command line, what it does).
+        documents: Pairs (file in the destination, what it says), besides ``ledger.jsonl``.
+        variants: Ways of working that take different parameters, each chosen by its word; then `operation` is empty.
+        last_word: A parameter declared with count ``"?"`` that takes the last word of the line, although a flag with
+            several values stands before it.
+    """
+
+    name: str
+    summary: str
+    operation: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    description: str = ""
+    examples: tuple[tuple[str, str], ...] = ()
+    documents: tuple[tuple[str, str], ...] = ()
+    variants: tuple[Tool, ...] = field(default=())
+    last_word: str | None = None
+
+
+TOOL_MODULES = {
+    "itk_orient": "itkit.cli.tools.orient",
+    "itk_patch": "itkit.cli.tools.patch",
+    "itk_extract": "itkit.cli.tools.extract",
+    "itk_combine": "itkit.cli.tools.combine",
+}
+"""Tool -> module whose `TOOL` declares it; only the one that is asked for is imported."""
+
+SUMMARIES = {
+    "itk_orient": "turn the axes of volumes towards one of the 48 orientations",
+    "itk_patch": "cut volumes into patches for training, each at its own place in space",
+    "itk_extract": "take some classes out of label maps and give them new numbers",
+    "itk_combine": "make one label map of several, by rules",
+}
+
+OTHER_COMMANDS = (
     Command("mmrun", "itkit.mm.run:main", "train, resume, test and report the models of versioned experiments"),
     Command(
         "python -m itkit.dataset.MSD.convert_nii_mha",
@@ -33,6 +80,22 @@ COMMANDS = (
         "make the phantom dataset in a folder of your choice",
     ),
 )
+
+COMMANDS = (
+    OTHER_COMMANDS[0],
+    *(Command(name, f"itkit.cli.main:{name}", summary) for name, summary in SUMMARIES.items()),
+    *OTHER_COMMANDS[1:],
+)
+
+
+def load_tool(name: str) -> Tool:
+    """Return the declaration of the tool called `name`."""
+    return importlib.import_module(TOOL_MODULES[name]).TOOL
+
+
+def all_tools() -> Iterator[Tool]:
+    """Yield the declarations of all tools, in the order of the table."""
+    return (load_tool(name) for name in TOOL_MODULES)
 
 
 def as_markdown() -> str:

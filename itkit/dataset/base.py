@@ -20,11 +20,11 @@ from itkit.dataset.splits import PARTS, PatientRule, choose_split
 from itkit.dataset.stream import StreamIndex, sample_generator
 from itkit.errors import ConfigError, DataError
 from itkit.process.cases import Case, CaseFolder, find_cases
-from itkit.process.manifest import case_geometry, fingerprint, read_manifest
+from itkit.process.documents import META_NAME
+from itkit.process.manifest import case_geometry, fingerprints, read_manifest
 from itkit.registry import DATASETS
 from itkit.transforms.compose import Compose
 
-META_NAME = "meta.json"
 UNLABELLED = ("error", "skip", "include")
 CACHES = ("none", "memory")
 
@@ -260,10 +260,14 @@ class ITKITBaseSegDataset(BaseDataset):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over names and contents of the files in use, see `itkit.process.manifest.fingerprint`."""
+        return self.fingerprints()[0]
+
+    def fingerprints(self) -> tuple[str, dict[str, str]]:
+        """Return `fingerprint`, and a short one of each case by its id."""
         if not self._fully_initialized:
             self.full_init()
         infos = (self.get_data_info(index) for index in range(len(self)))
-        return fingerprint(
+        return fingerprints(
             Case(info["case_id"], Path(info["img_path"]), info["seg_map_path"] and Path(info["seg_map_path"]))
             for info in infos
         )

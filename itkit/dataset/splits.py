@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -12,12 +11,10 @@ from pathlib import Path
 
 from itkit._support.suggestions import did_you_mean
 from itkit.errors import ConfigError, DataError
+from itkit.process.splits import PARTS, SPLIT_NAME, Split, check_split, read_split
 
-SPLIT_NAME = "split.json"
-PARTS = ("train", "val", "test")
 DEFAULT_RATIO = (0.8, 0.1, 0.1)
 
-Split = dict[str, list[str]]
 PatientRule = str | Callable[[str], str] | None
 
 
@@ -40,22 +37,6 @@ def patient_of(case_id: str, patient: PatientRule) -> str:
     if match is None:
         raise DataError(f"case {case_id!r} does not match the patient rule {patient!r}; change the rule or the name.")
     return match.group(1) if match.re.groups else match.group(0)
-
-
-def read_split(path: str | os.PathLike) -> Split:
-    """Read a split file: ``{"train": [case ids], "val": [...], "test": [...]}``.
-
-    Raises:
-        DataError: If it cannot be read or has another form.
-    """
-    path = Path(path)
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror}).", path) from error
-    except ValueError as error:
-        raise DataError(f"is not JSON ({error}).", path) from error
-    return _checked(document, path)
 
 
 def split_by_ratio(
@@ -179,7 +160,7 @@ def choose_split(
         source = Path(root or ".") / splits
         split = read_split(source)
     elif splits is not None:
-        split = _checked(splits, None)
+        split = check_split(splits, None)
     elif root is not None and (Path(root) / SPLIT_NAME).is_file():
         source = Path(root) / SPLIT_NAME
         split = read_split(source)
@@ -204,23 +185,6 @@ def choose_split(
         require_no_leakage(split, patient)
     except DataError as error:
         raise DataError(error.message, source or root) from error
-    return split
-
-
-def _checked(document: object, path: Path | None) -> Split:
-    """The three parts as lists of names; refuses all else."""
-    if not isinstance(document, Mapping) or not document or not set(document) <= set(PARTS):
-        found = sorted(map(str, document)) if isinstance(document, Mapping) else type(document).__name__
-        raise DataError(f"a split has the parts {', '.join(PARTS)}; found {found}.", path)
-    split: Split = {}
-    for part in PARTS:
-        names = document.get(part, [])
-        if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
-            raise DataError(f"part {part!r} of a split must be a list of case names.", path)
-        repeated = {name for name in names if list(names).count(name) > 1} if len(set(names)) < len(names) else set()
-        if repeated:
-            raise DataError(f"part {part!r} names the case {min(repeated)!r} more than once.", path)
-        split[part] = list(names)
     return split
 
 

@@ -35,7 +35,7 @@ def reorient(volume: Volume, code: str) -> Volume:
     Raises:
         UsageError: If `code` is none of the 48.
     """
-    _require_code(code)
+    require_orientation(code)
     return from_image(sitk.DICOMOrient(to_image(volume), code))
 
 
@@ -46,7 +46,8 @@ def orientation(volume: Volume) -> str:
     )
 
 
-def _require_code(code: str) -> None:
+def require_orientation(code: str) -> None:
+    """Raise `UsageError` unless `code` is one of `ORIENTATIONS`."""
     if code not in ORIENTATIONS:
         raise UsageError(
             f"orientation {code!r} is none of the 48 codes: three letters, one each of L/R, P/A and S/I, e.g. LPS."

@@ -20,7 +20,7 @@ from itkit.errors import ConfigError
 from itkit.models.data_preprocessor import VolumeDataPreprocessor
 from itkit.ops.mirror import AVERAGES, mirror_groups, mirrored_inference
 from itkit.ops.sliding_window import BLENDINGS, sliding_window_inference
-from itkit.ops.windows import axis_triple
+from itkit.io.windows import axis_triple
 from itkit.registry import MODELS, MONAI_MODELS
 from itkit.structures import Seg3DDataSample, VolumeData
 

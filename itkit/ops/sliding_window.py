@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from itkit.errors import ConfigError
-from itkit.ops.windows import axis_triple, window_starts
+from itkit.io.windows import axis_triple, window_starts
 
 BLENDINGS = ("constant", "gaussian")
 SMALLEST_WEIGHT = 1e-4

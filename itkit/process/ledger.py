@@ -53,15 +53,22 @@ class Ledger:
                     break  # the writer was killed in the middle of its last line
                 raise DataError(f"line {number} is not an entry of a ledger; remove the file.", self.path) from error
 
-    def is_current(self, case_id: str, inputs: Iterable[Path], outputs: Iterable[Path]) -> bool:
-        """Say whether the case was done with these inputs and its outputs are as they were left."""
+    def is_current(
+        self, case_id: str, inputs: Iterable[Path], outputs: Iterable[Path] | None, parameters: dict | None = None
+    ) -> bool:
+        """Say whether the case was done with these inputs and parameters and its outputs are as they were left.
+
+        `outputs` None means: whatever files the entry says it became.
+        """
         entry = self.entries.get(case_id)
-        return (
-            entry is not None
-            and entry["state"] == DONE
-            and entry["inputs"] == self._stamps(inputs)
-            and entry["outputs"] == self._stamps(outputs)
+        if entry is None or entry["state"] != DONE or entry["inputs"] != self._stamps(inputs):
+            return False
+        if parameters is not None and entry.get("parameters") != parameters:
+            return False
+        now = (
+            {name: stamp(self.folder / name) for name in entry["outputs"]} if outputs is None else self._stamps(outputs)
         )
+        return entry["outputs"] == now
 
     def owns(self, path: Path) -> bool:
         """Say whether `path` is as an earlier run of this operation left it, or was being written when it was killed."""
@@ -71,15 +78,17 @@ class Ledger:
             for entry in self.entries.values()
         )
 
-    def begin(self, case_id: str, inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
+    def begin(self, case_id: str, inputs: Iterable[Path], outputs: Iterable[Path], **facts) -> None:
         """Note that a case is being worked on: its outputs are this operation's, whatever happens."""
-        self._append(case_id, STARTED, None, inputs, outputs)
+        self._append(case_id, STARTED, None, inputs, outputs, facts)
 
-    def record(self, case_id: str, inputs: Iterable[Path], outputs: Iterable[Path], reason: str | None = None) -> None:
-        """Note what became of a case; with a `reason` it failed."""
-        self._append(case_id, DONE if reason is None else FAILED, reason, inputs, outputs)
+    def record(
+        self, case_id: str, inputs: Iterable[Path], outputs: Iterable[Path], reason: str | None = None, **facts
+    ) -> None:
+        """Note what became of a case, with further `facts`; with a `reason` it failed."""
+        self._append(case_id, DONE if reason is None else FAILED, reason, inputs, outputs, facts)
 
-    def _append(self, case_id: str, state: str, reason: str | None, inputs, outputs) -> None:
+    def _append(self, case_id: str, state: str, reason: str | None, inputs, outputs, facts: dict) -> None:
         entry = {
             "case": case_id,
             "state": state,
@@ -87,6 +96,7 @@ class Ledger:
             "inputs": self._stamps(inputs),
             "outputs": self._stamps(outputs),
             "time": round(time.time(), 3),
+            **facts,
         }
         with open(self.path, "a+b") as stream:
             # A line that a killed writer left unfinished must not swallow this one.

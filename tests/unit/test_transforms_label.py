@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from itkit.errors import ConfigError, DataError
+from itkit.io.labels import replace_values
 from itkit.transforms.label import BinariseLabel, MapLabels
-from itkit.transforms.label.replace import replace_values
 
 
 def sample_of(values, dtype=np.uint8, **more):

@@ -8,8 +8,8 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from itkit.errors import ConfigError, DataError
+from itkit.io.labels import replace_values
 from itkit.registry import TRANSFORMS
-from itkit.transforms.label.replace import replace_values
 from itkit.transforms.loading import require_classes
 from itkit.transforms.sample import Sample, label_keys
 

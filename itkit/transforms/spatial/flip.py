@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from itkit.errors import ConfigError
+from itkit.io.labels import replace_values
 from itkit.registry import TRANSFORMS
 from itkit.transforms.base import RandomTransform
-from itkit.transforms.label.replace import replace_values
 from itkit.transforms.sample import Sample, label_keys, put_image, spatial_shape
 
 

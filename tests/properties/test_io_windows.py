@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itkit.errors import ConfigError
-from itkit.ops.windows import axis_triple, window_starts
+from itkit.io.windows import axis_triple, window_starts
 
 
 @st.composite

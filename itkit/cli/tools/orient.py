@@ -1,0 +1,27 @@
+"""The declaration of `itk_orient`."""
+
+from itkit.cli.parameters import DESTINATION, RECURSIVE, SOURCE, Parameter
+from itkit.cli.table import Tool
+
+TOOL = Tool(
+    name="itk_orient",
+    summary="turn the axes of volumes towards one of the 48 orientations",
+    operation="itkit.process.orient:Orient",
+    description="Axes are permuted and flipped; no voxel changes its value or its place in space, and nothing is "
+    "interpolated. An oblique volume keeps its obliqueness: its axes then point nearest to the code.",
+    parameters=(
+        SOURCE,
+        DESTINATION,
+        Parameter(
+            ("orientation",),
+            "three letters, one each of L/R, P/A and S/I: the side towards which the X, Y and Z index grow. LPS is "
+            "SimpleITK's identity, RAS nibabel's",
+            metavar="ORIENT",
+        ),
+        RECURSIVE,
+    ),
+    examples=(
+        ("itk_orient raw oriented LPS", "every volume of raw/ (or of its image/ and label/)"),
+        ("itk_orient raw oriented RAS -r --mp", "with subfolders, in several processes"),
+    ),
+)

@@ -1,0 +1,60 @@
+"""`itk_orient`: turn the axes of every volume towards one of the 48 orientations, without interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from itkit.io.orientation import orientation, reorient, require_orientation
+from itkit.io.volumes import read_volume, write_volume
+from itkit.process.documents import carry_documents
+from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
+from itkit.process.sources import find_files, group_cases
+
+
+@dataclass(frozen=True)
+class Orient(Operation):
+    """Permute and flip axes; no voxel changes its value or its place in space.
+
+    Args:
+        source: A folder of volumes, or a dataset.
+        destination: Folder for the results, in the layout of the source.
+        orientation: One of `itkit.io.orientation.ORIENTATIONS`, e.g. ``"LPS"``.
+        recursive: Look into subfolders.
+
+    Raises:
+        UsageError: If the orientation is none of the 48, or the destination lies inside the source.
+    """
+
+    name: ClassVar[str] = "itk_orient"
+    source: str
+    destination: str
+    orientation: str
+    recursive: bool = False
+
+    def __post_init__(self):
+        require_orientation(self.orientation)
+        require_apart(self.source, self.destination)
+
+    def tasks(self) -> Sequence[Task]:
+        return [
+            Task(
+                case.case_id,
+                tuple(file.path for file in case.files),
+                tuple(Path(self.destination) / file.relative for file in case.files),
+            )
+            for case in group_cases(find_files(self.source, recursive=self.recursive))
+        ]
+
+    def process(self, task: Task, stage: Stage) -> Product:
+        was = []
+        for path, output in zip(task.inputs, task.outputs, strict=True):
+            volume = read_volume(path)
+            write_volume(stage.path(output), reorient(volume, self.orientation))
+            was.append(orientation(volume))
+        return Product({"was": was, "is": self.orientation})
+
+    def finish(self, entries: Mapping[str, dict], ask: Ask) -> Iterable[Path]:
+        return carry_documents(Path(self.source), Path(self.destination))
