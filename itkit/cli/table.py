@@ -55,6 +55,7 @@ class Tool:
 TOOL_MODULES = {
     "itk_orient": "itkit.cli.tools.orient",
     "itk_patch": "itkit.cli.tools.patch",
+    "itk_aug": "itkit.cli.tools.aug",
     "itk_extract": "itkit.cli.tools.extract",
     "itk_combine": "itkit.cli.tools.combine",
 }
@@ -63,6 +64,7 @@ TOOL_MODULES = {
 SUMMARIES = {
     "itk_orient": "turn the axes of volumes towards one of the 48 orientations",
     "itk_patch": "cut volumes into patches for training, each at its own place in space",
+    "itk_aug": "write randomly changed copies of images and their labels",
     "itk_extract": "take some classes out of label maps and give them new numbers",
     "itk_combine": "make one label map of several, by rules",
 }

@@ -8,7 +8,8 @@ import torch
 from monai.transforms import Affine
 from scipy import ndimage
 
-from itkit.ops.warp import Warp, rotation_matrix, spline_basis
+from itkit.io.warp import rotation_matrix, spline_basis
+from itkit.ops.warp import Warp
 
 
 def positions(size_in, size_out, matrix, centre, control):

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itkit.ops.warp import Warp, rotation_matrix, spline_basis
+from itkit.io.warp import rotation_matrix, spline_basis
+from itkit.ops.warp import Warp
 from itkit.transforms.sample import axis_spacing
 from itkit.transforms.spatial import (
     CropToSize,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from itkit.errors import ConfigError
-from itkit.ops.warp import Warp, rotation_matrix
+from itkit.io.warp import rotation_matrix
+from itkit.ops.warp import Warp
 from itkit.registry import TRANSFORMS
 from itkit.transforms.base import RandomTransform, probability, value_range
 from itkit.transforms.sample import Sample, axis_spacing, label_keys, put_image, spatial_shape
