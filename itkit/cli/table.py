@@ -36,7 +36,8 @@ class Tool:
         description: Paragraphs for the help and the page; may be empty.
         examples: Pairs (command line, what it does).
         documents: Pairs (file in the destination, what it says), besides ``ledger.jsonl``.
-        variants: Ways of working that take different parameters, each chosen by its word; then `operation` is empty.
+        variants: Ways of working that take different parameters, each chosen by its word; then `operation` is empty. One
+            that is called as a flag, e.g. ``"--compare"``, takes the place of the tool's own way where the flag is given.
         last_word: A parameter declared with count ``"?"`` that takes the last word of the line, although a flag with
             several values stands before it.
     """
@@ -53,6 +54,7 @@ class Tool:
 
 
 TOOL_MODULES = {
+    "itk_resample": "itkit.cli.tools.resample",
     "itk_orient": "itkit.cli.tools.orient",
     "itk_patch": "itkit.cli.tools.patch",
     "itk_aug": "itkit.cli.tools.aug",
@@ -62,6 +64,7 @@ TOOL_MODULES = {
 """Tool -> module whose `TOOL` declares it; only the one that is asked for is imported."""
 
 SUMMARIES = {
+    "itk_resample": "put volumes on a grid with another spacing or size, or on the grids of other volumes",
     "itk_orient": "turn the axes of volumes towards one of the 48 orientations",
     "itk_patch": "cut volumes into patches for training, each at its own place in space",
     "itk_aug": "write randomly changed copies of images and their labels",

@@ -13,7 +13,8 @@ import numpy as np
 
 from itkit._support.files import write_json
 from itkit.errors import DataError
-from itkit.io.volumes import read_header, read_volume
+from itkit.io.labels import count_values
+from itkit.io.volumes import Volume, read_header, read_volume
 from itkit.process.cases import Case, find_cases
 from itkit.process.ledger import stamp
 
@@ -50,23 +51,37 @@ def describe_case(case: Case) -> dict:
     Raises:
         DataError: If a file cannot be read.
     """
-    volume = read_volume(case.image)
+    label = None if case.label is None else read_volume(case.label)
+    return describe_volumes(read_volume(case.image), case.image, label, case.label)
+
+
+def describe_volumes(
+    image: Volume, image_path: Path, label: Volume | None = None, label_path: Path | None = None
+) -> dict:
+    """Return the manifest's entry of volumes that are in memory and in these files; see `describe_case`."""
     entry = {
-        **_geometry(case.image),
-        "min": volume.array.min().item(),
-        "max": volume.array.max().item(),
+        "size": list(image.size_zyx),
+        "spacing": list(image.spacing_zyx),
+        "channels": image.array.shape[0] if image.array.ndim == 4 else None,
+        "dtype": str(image.array.dtype),
+        "min": image.array.min().item(),
+        "max": image.array.max().item(),
         "labels": None,
-        "sha256": checksum(case.image),
-        "stamp": stamp(case.image),
+        "sha256": checksum(image_path),
+        "stamp": stamp(image_path),
     }
-    if case.label is not None:
-        labels = np.unique(read_volume(case.label).array)
+    if label is not None:
         entry |= {
-            "labels": labels.tolist(),
-            "label_sha256": checksum(case.label),
-            "label_stamp": stamp(case.label),
+            "labels": _values(label.array),
+            "label_sha256": checksum(label_path),
+            "label_stamp": stamp(label_path),
         }
     return entry
+
+
+def _values(label: np.ndarray) -> list:
+    """The values that occur in a label map, sorted; also of one that is no label map."""
+    return list(count_values(label)) if label.dtype.kind in "iu" else np.unique(label).tolist()
 
 
 def update_manifest(root: str | os.PathLike, *, write: bool = True) -> dict[str, dict]:
@@ -146,12 +161,17 @@ def fingerprint(source: str | os.PathLike | Iterable[Case]) -> str:
     Raises:
         DataError: If the folder holds no cases or a file cannot be read.
     """
+    return fingerprints(source)[0]
+
+
+def fingerprints(source: str | os.PathLike | Iterable[Case]) -> tuple[str, dict[str, str]]:
+    """Return `fingerprint`, and a short one of each case by its id, from one look at the files."""
     if isinstance(source, (str, os.PathLike)):
         cases: list[Case] = list(find_cases(source).cases)
     else:
         cases = list(source)
     manifests: dict[Path, dict] = {}
-    digest = hashlib.sha256()
+    digest, of_cases = hashlib.sha256(), {}
     for case in sorted(cases, key=lambda case: (case.case_id, case.image.name)):
         root = case.image.parent.parent
         if root not in manifests:
@@ -160,6 +180,7 @@ def fingerprint(source: str | os.PathLike | Iterable[Case]) -> str:
             with contextlib.suppress(DataError):
                 manifests[root] = read_manifest(root)
         entry = manifests[root].get(case.image.name, {})
+        of_case = hashlib.sha256()
         for role, path, prefix in (("image", case.image, ""), ("label", case.label, "label_")):
             if path is None:
                 continue
@@ -167,8 +188,11 @@ def fingerprint(source: str | os.PathLike | Iterable[Case]) -> str:
             if now is None:
                 raise DataError("no such file.", path)
             content = entry.get(f"{prefix}sha256") if entry.get(f"{prefix}stamp") == now else None
-            digest.update(f"{role}/{path.name}\0{now[0]}\0{content or checksum(path)}\n".encode())
-    return digest.hexdigest()
+            line = f"{role}/{path.name}\0{now[0]}\0{content or checksum(path)}\n".encode()
+            digest.update(line)
+            of_case.update(line)
+        of_cases[case.case_id] = of_case.hexdigest()[:16]
+    return digest.hexdigest(), of_cases
 
 
 def _geometry(path: Path) -> dict:
