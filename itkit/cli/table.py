@@ -6,7 +6,9 @@ import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from itkit._support.suggestions import did_you_mean
 from itkit.cli.parameters import Parameter
+from itkit.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,28 @@ class Tool:
 
 
 TOOL_MODULES = {
+    "itk_check": "itkit.cli.tools.check",
     "itk_resample": "itkit.cli.tools.resample",
     "itk_orient": "itkit.cli.tools.orient",
     "itk_patch": "itkit.cli.tools.patch",
     "itk_aug": "itkit.cli.tools.aug",
     "itk_extract": "itkit.cli.tools.extract",
     "itk_combine": "itkit.cli.tools.combine",
+    "itk_convert": "itkit.cli.tools.convert",
+    "itk_evaluate": "itkit.cli.tools.evaluate",
 }
 """Tool -> module whose `TOOL` declares it; only the one that is asked for is imported."""
 
 SUMMARIES = {
+    "itk_check": "open every image and label and say what is wrong with them",
     "itk_resample": "put volumes on a grid with another spacing or size, or on the grids of other volumes",
     "itk_orient": "turn the axes of volumes towards one of the 48 orientations",
     "itk_patch": "cut volumes into patches for training, each at its own place in space",
     "itk_aug": "write randomly changed copies of images and their labels",
     "itk_extract": "take some classes out of label maps and give them new numbers",
     "itk_combine": "make one label map of several, by rules",
+    "itk_convert": "change the file format or the layout of a dataset, there and back",
+    "itk_evaluate": "measure predicted label maps against true ones, or compare methods",
 }
 
 OTHER_COMMANDS = (
@@ -94,7 +102,15 @@ COMMANDS = (
 
 
 def load_tool(name: str) -> Tool:
-    """Return the declaration of the tool called `name`."""
+    """Return the declaration of the tool called `name`.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    if name not in TOOL_MODULES:
+        raise UsageError(
+            f"{name!r} is no data tool; found {', '.join(TOOL_MODULES)}.{did_you_mean(name, TOOL_MODULES)}"
+        )
     return importlib.import_module(TOOL_MODULES[name]).TOOL
 
 

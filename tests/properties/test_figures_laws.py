@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itkit.experiment.charts import curve
-from itkit.experiment.figures import cut_case
+from itkit.process.figures import cut_case
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

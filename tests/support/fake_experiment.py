@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from itkit.experiment.figures import overlay_figure
+from itkit.process.figures import overlay_figure
 
 CLASSES = ("background", "Anterior", "Posterior")
 NAME = "1.0.Hippocampus"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from itkit.errors import UsageError
-from itkit.experiment.figures import (
+from itkit.process.figures import (
     CLASS_COLOURS,
     MAX_PNG_BYTES,
     class_colour,
