@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
 import re
+import signal
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from itkit import __version__
+from itkit._support.threads import prefer_one_thread
 from itkit.cli.parameters import RUN_PARAMETERS
 from itkit.cli.table import TOOL_MODULES, Tool, load_tool
 from itkit.errors import ItkitError
 
+if TYPE_CHECKING:
+    from itkit.process.execution import RunOptions, RunSummary
+
 EXIT_CODES = """
 exit codes
-  0 every case is done   1 some cases failed, each is named with its reason   2 usage   130 interrupted
+  0 every case is done   1 some cases failed, each is named with its reason   2 usage   130, 143 interrupted, terminated
 A second run does only what is missing, failed, or stale (its input or a parameter changed); see ledger.jsonl.
 """
 
@@ -27,7 +35,7 @@ A second run does only what is missing, failed, or stale (its input or a paramet
 def build_parser(tool: Tool) -> argparse.ArgumentParser:
     """Return the argument parser of a tool."""
     parser = _parser(tool, prog=tool.name)
-    if tool.variants:
+    if not tool.operation:
         below = parser.add_subparsers(dest="variant", required=True, metavar="WHAT", title="what")
         for variant in tool.variants:
             made = below.add_parser(variant.name, help=variant.summary, **_texts(variant))
@@ -72,72 +80,151 @@ def _fill(parser: argparse.ArgumentParser, tool: Tool) -> None:
         parameter.add_to(how)
 
 
+class Terminated(BaseException):
+    """Somebody asked the process to end (SIGTERM)."""
+
+
 def run_tool(name: str, words: Sequence[str] | None = None) -> int:
-    """Run the tool `name` with the words of a command line (None: those of the process) and return its exit code."""
-    tool = load_tool(name)
+    """Run the tool `name` with the words of a command line (None: those of the process) and return its exit code.
+
+    Raises:
+        UsageError: If there is no such tool.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    tool = by_flag(load_tool(name), words)
     parser = build_parser(tool)
     options = vars(parser.parse_args(words))
     if tool.last_word and options[tool.last_word] is None:
-        options[tool.last_word] = _last_word(parser, tool, options, sys.argv[1:] if words is None else words)
+        options[tool.last_word] = _last_word(parser, tool, options, words)
     chosen = next((variant for variant in tool.variants if variant.name == options.get("variant")), tool)
     try:
-        return _run(name, chosen, options)
+        with _sigterm_is_heard():
+            return _run(name, chosen, options)
     except ItkitError as error:
         say(f"{name}: {error}")
+        if options["json"]:
+            _write_json({"tool": name, "itkit": __version__, "error": str(error), "exit_code": error.exit_code})
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has read enough
         return 0
-    except KeyboardInterrupt:
-        say(f"{name}: interrupted; run it again and it does what is left")
-        return 130
+    except (KeyboardInterrupt, Terminated) as stop:
+        how, code = ("interrupted", 130) if isinstance(stop, KeyboardInterrupt) else ("terminated", 143)
+        say(f"{name}: {how}; what is done is noted, run it again and it does what is left")
+        return code
+
+
+@contextlib.contextmanager
+def _sigterm_is_heard() -> Iterator[None]:
+    """Let SIGTERM end the block by an exception, so that workers are stopped and nothing unfinished stays."""
+
+    def stop(*_: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def by_flag(tool: Tool, words: list[str]) -> Tool:
+    """Return the variant whose flag is among `words`, and take the flag out of them; the tool itself if there is none."""
+    for variant in tool.variants:
+        if variant.name.startswith("-") and variant.name in words:
+            words.remove(variant.name)
+            return replace(variant, name=f"{tool.name} {variant.name}")
+    return tool
 
 
 def _last_word(parser: argparse.ArgumentParser, tool: Tool, options: dict[str, Any], words: Sequence[str]) -> str:
     """Take the last word of the line from the flag that swallowed it."""
-    for parameter in tool.parameters:
-        values = options[parameter.name]
-        if parameter.count == "+" and values and len(values) > 1 and values[-1] == words[-1]:
-            return values.pop()
+    lists = [options[parameter.name] for parameter in tool.parameters if parameter.count == "+"]
+    lists = [values for values in lists if values and len(values) > 1]
+    if lists:
+        return max(lists, key=lambda values: max(at for at, word in enumerate(words) if word == values[-1])).pop()
     parser.error(f"the last word must be the {tool.last_word}")
 
 
 def _run(name: str, tool: Tool, options: dict[str, Any]) -> int:
+    prefer_one_thread()
     from itkit.cli.progress import case_progress
-    from itkit.process.execution import RunOptions, run_operation
+    from itkit.process.execution import RunOptions, Shard, run_operation
 
-    module, _, kind = tool.operation.partition(":")
-    operation = getattr(importlib.import_module(module), kind)(
-        **{parameter.name: options[parameter.name] for parameter in tool.parameters}
-    )
     how = RunOptions(
         workers=options["workers"] or (None if options["mp"] else 1),
         overwrite=options["overwrite"],
         dry_run=options["dry_run"],
+        shard=None if options["shard"] is None else Shard.parse(options["shard"]),
+        scheduler=options["scheduler"],
     )
-    with case_progress(name) as progress:
+    module, _, kind = tool.operation.partition(":")
+    operation = getattr(importlib.import_module(module), kind)(
+        **{parameter.name: options[parameter.name] for parameter in tool.parameters}
+    )
+    with case_progress(name, quiet=options["quiet"]) as progress:
         summary, entries = run_operation(operation, how, progress=progress, ask=_ask)
-    text = None if how.dry_run else operation.describe(entries)
+    place = os.fspath(operation.destination)
     if options["json"]:
-        document = {
-            "tool": name, "itkit": __version__, "destination": os.fspath(operation.destination), "dry_run": how.dry_run,
-            "done": summary.done, "current": summary.current, "failed": summary.failed, "notes": summary.notes,
-            "documents": [os.fspath(path) for path in summary.documents], "seconds": round(summary.seconds, 3),
-        }  # fmt: skip
-        sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    elif text:
-        sys.stdout.write(text.rstrip("\n") + "\n")
-    for case_id, notes in sorted(summary.notes.items()):
-        for note in notes:
-            say(f"  note    {case_id}: {note}")
+        _write_json(
+            {
+                "tool": name,
+                "itkit": __version__,
+                "destination": place,
+                "parameters": operation.parameters(),
+                "dry_run": how.dry_run,
+                "shard": options["shard"],
+                "workers": summary.workers,
+                "done": summary.done,
+                "current": summary.current,
+                "failed": summary.failed,
+                "why": summary.why,
+                "notes": summary.notes,
+                "documents": [os.fspath(path) for path in summary.documents],
+                "problems": summary.problems,
+                "elsewhere": summary.elsewhere,
+                "gone": summary.gone,
+                "seconds": round(summary.seconds, 3),
+                "exit_code": summary.exit_code,
+            }  # fmt: skip
+        )
+    elif not how.dry_run and not summary.elsewhere:
+        text = operation.describe(entries)
+        if text:
+            sys.stdout.write(text.rstrip("\n") + "\n")
+    elif how.dry_run:
+        for case_id in summary.done:
+            sys.stdout.write(f"  to do   {case_id}: {summary.why[case_id]}\n")
+    _tell(name, place, summary, how, quiet=options["quiet"])
+    return summary.exit_code
+
+
+def _tell(name: str, place: str, summary: RunSummary, how: RunOptions, *, quiet: bool) -> None:
+    """Say what came of a run: notes, failures, what is open, and the counts in the last line."""
+    if not quiet:
+        for case_id, notes in sorted(summary.notes.items()):
+            for note in notes:
+                say(f"  note    {case_id}: {note}")
     for case_id, reason in sorted(summary.failed.items()):
         say(f"  FAILED  {case_id}: {reason}")
+    for problem in summary.problems:
+        say(f"{name}: {problem}")
+    if summary.gone and not quiet:
+        say(f"{name}: the ledger holds {summary.gone} more, which the source does not have any more")
+    if summary.elsewhere and not quiet:
+        say(
+            f"{name}: {summary.elsewhere} cases of other shards are not done yet; the shard that ends last writes the "
+            "documents"
+        )
     verb = "to do" if how.dry_run else "done"
-    say(
-        f"{name}: {len(summary.done)} {verb}, {len(summary.current)} up to date, {len(summary.failed)} failed; "
-        f"{os.fspath(operation.destination)}"
-    )
-    return summary.exit_code
+    say(f"{name}: {len(summary.done)} {verb}, {len(summary.current)} up to date, {len(summary.failed)} failed; {place}")
+
+
+def _write_json(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def say(text: str) -> None:

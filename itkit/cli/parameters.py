@@ -123,13 +123,31 @@ SOURCE = Parameter(
 DESTINATION = Parameter(
     ("destination",), "folder of the results and of ledger.jsonl; made if missing", "folder", metavar="DST"
 )
+FIX_GEOMETRY = Parameter(
+    ("--fix-geometry",),
+    "make directions that are not orthonormal so, and record it in the ledger; otherwise such a case fails",
+    "flag",
+)
 RECURSIVE = Parameter(("-r", "--recursive"), "look into subfolders; their layout is kept", "flag")
 
 RUN_PARAMETERS = (
     Parameter(("--mp",), "work in several processes, as many as cores and memory allow", "flag"),
     Parameter(("--workers",), "number of processes; implies --mp", "positive", metavar="N"),
+    Parameter(
+        ("--shard",),
+        "do the I-th of N parts of the cases, e.g. one for each task of a Slurm array; the part that ends last writes the "
+        "documents about the whole",
+        metavar="I/N",
+    ),
+    Parameter(
+        ("--scheduler",),
+        "do the cases on the workers of a dask.distributed cluster that see the same folders, e.g. tcp://node1:8786 (needs "
+        "itkit[dask])",
+        metavar="ADDRESS",
+    ),
     Parameter(("--overwrite",), "do all cases again and replace what is there", "flag"),
-    Parameter(("--dry-run",), "only say what would be done", "flag"),
+    Parameter(("--dry-run",), "only say what would be done, and why", "flag"),
     Parameter(("--json",), "one JSON document on stdout; everything else goes to stderr", "flag"),
+    Parameter(("-q", "--quiet"), "no progress and no notes; failures and the last line only", "flag"),
 )
 """What every tool takes about how it is run; none of it changes the results."""

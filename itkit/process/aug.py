@@ -16,9 +16,10 @@ from itkit.errors import DataError, UsageError
 from itkit.io.geometry import require_same_grid
 from itkit.io.headers import volume_suffix
 from itkit.io.labels import require_whole
-from itkit.io.volumes import read_volume, write_volume
+from itkit.io.volumes import write_volume
 from itkit.process import augmentation
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
+from itkit.process.reading import Reader
 from itkit.process.sources import find_files
 
 
@@ -39,6 +40,7 @@ class Augment(Operation):
         fill: Intensity outside the image; None: the median of the image's outermost voxels.
         seed: Of all draws.
         recursive: Look into subfolders.
+        fix_geometry: Repair directions that are not orthonormal, and record it, instead of refusing the case.
 
     Raises:
         UsageError: If nothing is asked for, a range is impossible, no destination is given, or one lies inside a source.
@@ -62,6 +64,7 @@ class Augment(Operation):
     fill: float | None = None
     seed: int = 0
     recursive: bool = False
+    fix_geometry: bool = False
 
     def __post_init__(self):
         if not self.roots:
@@ -114,7 +117,8 @@ class Augment(Operation):
     def process(self, task: Task, stage: Stage) -> Product:
         if len(task.inputs) < 2:
             raise DataError(f"has no label of its name in {self.labels}.", task.inputs[0])
-        image, label = (read_volume(path) for path in task.inputs)
+        reader = Reader(self.fix_geometry)
+        image, label = (reader.volume(path) for path in task.inputs)
         augmentation.require_finite(image, task.inputs[0])
         if label.array.ndim != 3:
             raise DataError("has channels; a label map has none.", task.inputs[1])
@@ -132,7 +136,7 @@ class Augment(Operation):
                 if root:
                     final = Path(root) / self._name(path, task.case_id, number)
                     write_volume(stage.path(final), volume)
-        return Product({"fill": fill, "copies": record})
+        return Product(reader.record({"fill": fill, "copies": record}), reader.notes())
 
     def finish(self, entries: Mapping[str, dict], ask: Ask) -> Iterable[Path]:
         cases = {case: entry["record"] for case, entry in entries.items() if entry["state"] == "done"}

@@ -16,8 +16,9 @@ from itkit._support.suggestions import did_you_mean
 from itkit.errors import DataError, UsageError
 from itkit.io.geometry import Match, compare_geometries
 from itkit.io.labels import count_values, replace_values, require_whole
-from itkit.io.volumes import Volume, read_volume, write_volume
+from itkit.io.volumes import Volume, write_volume
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
+from itkit.process.reading import Reader
 from itkit.process.sources import find_files, group_cases, is_dataset
 
 MISSING_WAYS = ("fail", "skip", "background")
@@ -52,6 +53,7 @@ class Combine(Operation):
         recursive: Look into subfolders.
         dtype: NumPy name of the results' type. None: the smallest unsigned type that holds all targets (int16 or wider
             with negative ones).
+        fix_geometry: Repair directions that are not orthonormal, and record it, instead of refusing the case.
 
     Raises:
         UsageError: If a word cannot be read, a rule names no source, a source no folder, a target does not fit the type,
@@ -65,6 +67,7 @@ class Combine(Operation):
     missing: str = "fail"
     recursive: bool = False
     dtype: str | None = None
+    fix_geometry: bool = False
 
     def __post_init__(self):
         for folder in self.folders.values():
@@ -109,7 +112,12 @@ class Combine(Operation):
         return tuple(self.folders.values())
 
     def parameters(self) -> dict:
-        return {"rules": list(self.rules), "missing": self.missing, "dtype": str(self.result_type)}
+        return {
+            "rules": list(self.rules),
+            "missing": self.missing,
+            "dtype": str(self.result_type),
+            "fix_geometry": self.fix_geometry,
+        }
 
     def tasks(self) -> Sequence[Task]:
         files: dict[str, dict[str, Path]] = {}
@@ -136,7 +144,8 @@ class Combine(Operation):
         return found
 
     def process(self, task: Task, stage: Stage) -> Product:
-        volumes = self._read(task)
+        reader = Reader(self.fix_geometry)
+        volumes = self._read(task, reader)
         result, open_voxels = None, None
         for rule in self.parsed:
             if rule.source not in volumes:
@@ -157,14 +166,15 @@ class Combine(Operation):
             stage.path(task.outputs[0]), Volume(result, first.spacing_zyx, first.origin_xyz, first.direction_xyz)
         )
         counts = {str(value): count for value, count in count_values(result).items()}
-        return Product({"sources": sorted(volumes), "voxels": counts}, self._notes(volumes))
+        facts = {"sources": sorted(volumes), "voxels": counts}
+        return Product(reader.record(facts), (*self._notes(volumes), *reader.notes()))
 
-    def _read(self, task: Task) -> dict[str, Volume]:
+    def _read(self, task: Task, reader: Reader) -> dict[str, Volume]:
         """The label maps of a case by source, all on one grid, in the order of the sources."""
         used = {rule.source for rule in self.parsed}
         volumes: dict[str, Volume] = {}
         for name, path in zip(task.roles, task.inputs, strict=True):
-            volume = read_volume(path)
+            volume = reader.volume(path)
             if volume.array.ndim != 3:
                 raise DataError("has channels; a label map has none.", path)
             volumes[name] = Volume(

@@ -13,9 +13,10 @@ import numpy as np
 from itkit._support.files import write_json
 from itkit.errors import DataError, UsageError
 from itkit.io.labels import count_values, replace_values, require_whole
-from itkit.io.volumes import Volume, read_volume, write_volume
+from itkit.io.volumes import Volume, write_volume
 from itkit.process.documents import META_NAME, SPLIT_NAME, carry_documents, read_meta
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
+from itkit.process.reading import Reader
 from itkit.process.sources import SourceCase, find_files, group_cases, is_dataset
 
 MANY_VALUES = 1000
@@ -35,6 +36,7 @@ class Extract(Operation):
         dtype: NumPy name of the results' type, e.g. ``"uint8"``. None keeps the source's (floating point holding whole
             numbers included).
         images: What becomes of a dataset's images: ``"copy"``, ``"symlink"`` or ``"none"``.
+        fix_geometry: Repair directions of label maps that are not orthonormal, and record it, instead of refusing the case.
 
     Raises:
         UsageError: If a word is no mapping, a value appears twice, or the destination lies inside the source.
@@ -47,6 +49,7 @@ class Extract(Operation):
     recursive: bool = False
     dtype: str | None = None
     images: str = "copy"
+    fix_geometry: bool = False
 
     def __post_init__(self):
         parse_mapping(self.mapping)
@@ -73,7 +76,8 @@ class Extract(Operation):
         )
 
     def process(self, task: Task, stage: Stage) -> Product:
-        volume = read_volume(task.inputs[0])
+        reader = Reader(self.fix_geometry)
+        volume = reader.volume(task.inputs[0])
         whole, mapping = require_whole(volume.array, task.inputs[0]), parse_mapping(self.mapping)
         before = count_values(whole)
         array = replace_values(whole, mapping, others=0, dtype=self._type(volume.array.dtype, mapping, task.inputs[0]))
@@ -95,7 +99,8 @@ class Extract(Operation):
         if len(before) > MANY_VALUES:
             notes.append(f"holds {len(before)} different values; is it an image?")
             before = after = {}
-        return Product({"before": _text_keys(before), "after": _text_keys(after)}, tuple(notes))
+        facts = {"before": _text_keys(before), "after": _text_keys(after)}
+        return Product(reader.record(facts), (*notes, *reader.notes()))
 
     def _type(self, stored: np.dtype, mapping: Mapping[int, int], path: Path) -> np.dtype:
         try:

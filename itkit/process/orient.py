@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from itkit.io.orientation import orientation, reorient, require_orientation
-from itkit.io.volumes import read_volume, write_volume
+from itkit.io.orientation import orientation, reorient, require_code
+from itkit.io.volumes import write_volume
 from itkit.process.documents import carry_documents
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
+from itkit.process.reading import Reader
 from itkit.process.sources import find_files, group_cases
 
 
@@ -23,6 +24,7 @@ class Orient(Operation):
         destination: Folder for the results, in the layout of the source.
         orientation: One of `itkit.io.orientation.ORIENTATIONS`, e.g. ``"LPS"``.
         recursive: Look into subfolders.
+        fix_geometry: Repair directions that are not orthonormal, and record it, instead of refusing the case.
 
     Raises:
         UsageError: If the orientation is none of the 48, or the destination lies inside the source.
@@ -33,9 +35,10 @@ class Orient(Operation):
     destination: str
     orientation: str
     recursive: bool = False
+    fix_geometry: bool = False
 
     def __post_init__(self):
-        require_orientation(self.orientation)
+        require_code(self.orientation)
         require_apart(self.source, self.destination)
 
     def tasks(self) -> Sequence[Task]:
@@ -49,12 +52,12 @@ class Orient(Operation):
         ]
 
     def process(self, task: Task, stage: Stage) -> Product:
-        was = []
+        reader, was = Reader(self.fix_geometry), []
         for path, output in zip(task.inputs, task.outputs, strict=True):
-            volume = read_volume(path)
+            volume = reader.volume(path)
             write_volume(stage.path(output), reorient(volume, self.orientation))
             was.append(orientation(volume))
-        return Product({"was": was, "is": self.orientation})
+        return Product(reader.record({"was": was, "is": self.orientation}), reader.notes())
 
     def finish(self, entries: Mapping[str, dict], ask: Ask) -> Iterable[Path]:
         return carry_documents(Path(self.source), Path(self.destination))

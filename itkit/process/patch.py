@@ -17,11 +17,12 @@ from itkit.io.cropping import crop, pad, place_of
 from itkit.io.geometry import require_same_grid
 from itkit.io.headers import volume_suffix
 from itkit.io.labels import require_whole
-from itkit.io.volumes import Volume, read_volume, write_volume
+from itkit.io.volumes import Volume, write_volume
 from itkit.io.windows import window_starts
 from itkit.process.cases import IMAGE_FOLDER, LABEL_FOLDER
 from itkit.process.documents import carry_documents
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
+from itkit.process.reading import Reader
 from itkit.process.sources import find_files, group_cases
 
 
@@ -48,6 +49,7 @@ class Patch(Operation):
         pad_value: Volumes smaller than a patch get a margin of this value (labels of 0) on both sides. None: they fail.
         seed: Of the draws.
         recursive: Look into subfolders.
+        fix_geometry: Repair directions that are not orthonormal, and record it, instead of refusing the case.
 
     Raises:
         UsageError: If a size, a stride or a share makes no sense, or the destination lies inside the source.
@@ -64,6 +66,7 @@ class Patch(Operation):
     pad_value: float | None = None
     seed: int = 0
     recursive: bool = False
+    fix_geometry: bool = False
 
     def __post_init__(self):
         require_apart(self.source, self.destination)
@@ -104,8 +107,9 @@ class Patch(Operation):
             raise DataError(
                 "has no label; with --still-save-when-no-label all of its patches are kept.", task.inputs[0]
             )
-        image = read_volume(task.inputs[0])
-        label = read_volume(task.inputs[1]) if len(task.inputs) == 2 else None
+        reader = Reader(self.fix_geometry)
+        image = reader.volume(task.inputs[0])
+        label = reader.volume(task.inputs[1]) if len(task.inputs) == 2 else None
         if label is not None:
             if label.array.ndim != 3:
                 raise DataError("has channels; a label map has none.", task.inputs[1])
@@ -132,7 +136,8 @@ class Patch(Operation):
             kept.append([number, *index, None if share is None else round(share, 6)])
         record = {"patches_in_all": number + 1, "size": list(size), "spacing": list(image.spacing_zyx), "kept": kept}
         record["origin"], record["direction"] = list(place_of(image, margin)), list(image.direction_xyz)
-        return Product(record, () if kept else (f"none of {number + 1} patches is kept",))
+        notes = () if kept else (f"none of {number + 1} patches is kept",)
+        return Product(reader.record(record), (*notes, *reader.notes()))
 
     def _padded(self, task: Task, image: Volume, label: Volume | None, size: tuple[int, ...]):
         """Return image, label and the voxels put in front of each axis, so that one patch fits at least."""

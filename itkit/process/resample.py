@@ -14,10 +14,11 @@ from itkit.errors import DataError, UsageError
 from itkit.io.geometry import Geometry, require_same_grid
 from itkit.io.labels import require_whole
 from itkit.io.resampling import resample_to_grid, resample_to_size, resample_to_spacing
-from itkit.io.volumes import Volume, read_header, read_volume, write_volume
+from itkit.io.volumes import Volume, write_volume
 from itkit.process.documents import carry_documents
 from itkit.process.manifest import MANIFEST_NAME, describe_volumes
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
+from itkit.process.reading import Reader
 from itkit.process.sources import SourceFile, find_files, group_cases, is_dataset
 
 KINDS = ("image", "label", "dataset")
@@ -39,6 +40,7 @@ class Resample(Operation):
         label_interpolation: ``"nearest"``, or ``"linear"``: every class is interpolated and the largest share wins.
         fill: Intensity beyond the volume where a target grid reaches further; labels are 0 there.
         recursive: Look into subfolders.
+        fix_geometry: Repair directions that are not orthonormal, and record it, instead of refusing the case.
 
     Raises:
         UsageError: If not exactly one of spacing, size and target_folder is given, a number is impossible, or the
@@ -56,6 +58,7 @@ class Resample(Operation):
     label_interpolation: str = "nearest"
     fill: float = 0.0
     recursive: bool = False
+    fix_geometry: bool = False
 
     def __post_init__(self):
         require_apart(self.source, self.destination)
@@ -114,13 +117,14 @@ class Resample(Operation):
         return {case.case_id: case.image or case.files[0] for case in cases}
 
     def process(self, task: Task, stage: Stage) -> Product:
+        reader = Reader(self.fix_geometry)
         volumes = {
-            role: read_volume(path) for role, path in zip(task.roles, task.inputs, strict=True) if role != "target"
+            role: reader.volume(path) for role, path in zip(task.roles, task.inputs, strict=True) if role != "target"
         }
         paths = dict(zip(task.roles, task.inputs, strict=True))
         if self.target_folder is not None and "target" not in paths:
             raise DataError(f"has no partner of its name in {self.target_folder}.", task.inputs[0])
-        target = read_header(paths["target"]).geometry if "target" in paths else None
+        target = reader.header(paths["target"]).geometry if "target" in paths else None
         if "image" in volumes and "label" in volumes:
             require_same_grid(volumes["image"], volumes["label"], paths["label"])
         results = {}
@@ -134,7 +138,8 @@ class Resample(Operation):
         )
         before = volumes[first]
         was = {"size": list(before.size_zyx), "spacing": list(before.spacing_zyx)}
-        return Product({"name": task.outputs[0].name, "was": was, "is": entry})
+        facts = {"name": task.outputs[0].name, "was": was, "is": entry}
+        return Product(reader.record(facts), reader.notes())
 
     def _resampled(self, volume: Volume, role: str, target: Geometry | None, path: Path) -> Volume:
         kind = role

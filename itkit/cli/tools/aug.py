@@ -1,6 +1,6 @@
 """The declaration of `itk_aug`."""
 
-from itkit.cli.parameters import RECURSIVE, Parameter
+from itkit.cli.parameters import FIX_GEOMETRY, RECURSIVE, Parameter
 from itkit.cli.table import Tool
 
 TOOL = Tool(
@@ -33,6 +33,7 @@ TOOL = Tool(
         Parameter(("--fill",), "intensity of what was outside (default: median of the outermost voxels)", "number", metavar="V"),
         Parameter(("--seed",), "of all draws (default 0)", "count", default=0, metavar="N"),
         RECURSIVE,
+        FIX_GEOMETRY,
     ),
     examples=(
         ("itk_aug data/image data/label -oimg aug/image -olbl aug/label -n 4 --random-rot 15", "four turned copies a case"),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from itkit.cli.parameters import DESTINATION, RECURSIVE, Parameter
+from itkit.cli.parameters import DESTINATION, FIX_GEOMETRY, RECURSIVE, Parameter
 from itkit.cli.table import Tool
 
 TOOL = Tool(
@@ -30,6 +30,7 @@ TOOL = Tool(
             "(default fail)", default="fail", choices=("fail", "skip", "background"),
         ),
         RECURSIVE,
+        FIX_GEOMETRY,
         Parameter(("--dtype",), "number type of the results (default: the smallest that holds all targets)", metavar="TYPE"),
     ),
     examples=(

@@ -1,6 +1,6 @@
 """The declaration of `itk_extract`."""
 
-from itkit.cli.parameters import DESTINATION, RECURSIVE, SOURCE, Parameter
+from itkit.cli.parameters import DESTINATION, FIX_GEOMETRY, RECURSIVE, SOURCE, Parameter
 from itkit.cli.table import Tool
 
 TOOL = Tool(
@@ -15,6 +15,7 @@ TOOL = Tool(
         DESTINATION,
         Parameter(("mapping",), "old value and new value, e.g. 5:1", count="+", metavar="OLD:NEW"),
         RECURSIVE,
+        FIX_GEOMETRY,
         Parameter(("--dtype",), "number type of the results, e.g. uint8 (default: that of the source)", metavar="TYPE"),
         Parameter(
             ("--images",),

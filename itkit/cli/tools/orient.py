@@ -1,6 +1,6 @@
 """The declaration of `itk_orient`."""
 
-from itkit.cli.parameters import DESTINATION, RECURSIVE, SOURCE, Parameter
+from itkit.cli.parameters import DESTINATION, FIX_GEOMETRY, RECURSIVE, SOURCE, Parameter
 from itkit.cli.table import Tool
 
 TOOL = Tool(
@@ -19,6 +19,7 @@ TOOL = Tool(
             metavar="ORIENT",
         ),
         RECURSIVE,
+        FIX_GEOMETRY,
     ),
     examples=(
         ("itk_orient raw oriented LPS", "every volume of raw/ (or of its image/ and label/)"),

@@ -1,6 +1,6 @@
 """The declaration of `itk_patch`."""
 
-from itkit.cli.parameters import DESTINATION, RECURSIVE, SOURCE, Parameter
+from itkit.cli.parameters import DESTINATION, FIX_GEOMETRY, RECURSIVE, SOURCE, Parameter
 from itkit.cli.table import Tool
 
 TOOL = Tool(
@@ -35,6 +35,7 @@ TOOL = Tool(
         Parameter(("--seed",), "of the draws; they depend on it, the case and the number alone (default 0)", "count",
                   default=0, metavar="N"),
         RECURSIVE,
+        FIX_GEOMETRY,
     ),
     examples=(
         ("itk_patch data patches --patch-size 96 --patch-stride 48", "overlapping cubes of every case"),

@@ -1,6 +1,6 @@
 """The declaration of `itk_resample`."""
 
-from itkit.cli.parameters import DESTINATION, RECURSIVE, SOURCE, Parameter
+from itkit.cli.parameters import DESTINATION, FIX_GEOMETRY, RECURSIVE, SOURCE, Parameter
 from itkit.cli.table import Tool
 
 TOOL = Tool(
@@ -26,6 +26,7 @@ TOOL = Tool(
         Parameter(("--fill",), "intensity where a target grid reaches beyond the image (default 0); labels are 0 there", "number",
                   default=0.0, metavar="V"),
         RECURSIVE,
+        FIX_GEOMETRY,
     ),
     examples=(
         ("itk_resample dataset raw iso --spacing 1 1 1 --mp", "a dataset at 1 mm, in several processes"),
