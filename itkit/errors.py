@@ -3,12 +3,15 @@
 ```
 ItkitError                 exit 1   something a user can understand went wrong
 ├── UsageError             exit 2   the command line or an argument is wrong
+│   └── ChangedRun         exit 2   a run would go on with another config or other data than it began with
 ├── ConfigError            exit 2   a config file or a component's arguments are wrong
 ├── ExperimentNotFound     exit 2   a name matches no experiment, or more than one
 ├── DataError              exit 1   a file of a case is missing, damaged or inconsistent (carries the path)
 │   └── GeometryError      exit 1   the place in space of a volume is wrong or does not match its partner
 ├── CheckpointError        exit 1   a checkpoint is missing, damaged or of another model
+│   └── UntrustedCheckpoint         it holds objects that could run code
 ├── TrainingError          exit 1   a run cannot go on (a loader worker died, the loss is not finite, ...)
+│   └── LostContact        exit 1   another process of the run was killed, hangs, or cannot be reached
 ├── RunLocked              exit 1   another process works in the same work directory
 └── MissingDependency      exit 1   an optional package is not installed (names the extra)
 ```
@@ -31,6 +34,10 @@ class UsageError(ItkitError):
     """The command line, or an argument of a public function, makes no sense."""
 
     exit_code = 2
+
+
+class ChangedRun(UsageError):
+    """A run would go on with another config or other data than it began with, and nobody said that it may."""
 
 
 class ConfigError(ItkitError):
@@ -70,8 +77,16 @@ class CheckpointError(ItkitError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 
 
+class UntrustedCheckpoint(CheckpointError):
+    """A checkpoint holds objects that could run code when they are loaded."""
+
+
 class TrainingError(ItkitError):
     """A run cannot go on."""
+
+
+class LostContact(TrainingError):
+    """Another process of the run was killed, hangs, or cannot be reached."""
 
 
 class RunLocked(ItkitError):

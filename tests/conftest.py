@@ -26,6 +26,17 @@ def shared_data():
     return find
 
 
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Let runners train on the CPU also where there is a GPU: what a process has begun with CUDA, its copies cannot use."""
+    import torch
+
+    import itkit.mm.runner
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(itkit.mm.runner, "get_device", lambda: "cpu")
+
+
 @pytest.fixture(autouse=True)
 def _no_scope_is_left_behind():
     """Take back the default scope that a runner in a test has set for the whole process."""

@@ -1,7 +1,9 @@
 """Time the measures of a case, or the losses, beside MONAI and DeepMind's surface-distance, on one core.
 
 Run ``python tools/bench_metrics.py [--data FOLDER]``; FOLDER is a converted dataset (``label/``) whose label maps are
-then measured against shifted copies of themselves. Without it, random blobs of the same size are used.
+then measured against shifted copies of themselves. Without it, random blobs of the same size are used. ``--organs`` times
+HD95 and NSD of 13 organs in 256 x 256 x 256 voxels beside surface-distance, for predictions that are near and far off, and
+says how much the numbers differ.
 """
 
 from __future__ import annotations
@@ -34,6 +36,28 @@ def blobs(shape: tuple[int, ...], num_classes: int, sigma: float, seed: int = 0)
     return np.digitize(field, edges).astype(np.uint8), np.digitize(field + 0.15 * noise, edges).astype(np.uint8)
 
 
+def organs(size: int = 256, count: int = 13, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return a label map of `count` bumpy ellipsoids of different sizes, and one with other bumps (uint8)."""
+    generator = np.random.default_rng(seed)
+    truth, prediction = np.zeros((2, size, size, size), np.uint8)
+    for label in range(1, count + 1):
+        centre, radius = generator.uniform(0.2, 0.8, 3) * size, generator.uniform(0.03, 0.15, 3) * size
+        low = np.maximum(0, centre - 1.6 * radius).astype(int)
+        high = np.minimum(size, centre + 1.6 * radius + 1).astype(int)
+        box = tuple(slice(*ends) for ends in zip(low, high, strict=True))
+        axes = ((np.arange(a, b) - c) / r for a, b, c, r in zip(low, high, centre, radius, strict=True))
+        distance = np.sqrt(sum(axis**2 for axis in np.meshgrid(*axes, indexing="ij")))
+        bumps = []
+        for _ in range(2):
+            coarse = ndimage.gaussian_filter(generator.standard_normal((16, 16, 16)), 1.0)
+            bumps.append(
+                ndimage.zoom(coarse / coarse.std(), (high - low) / 16, order=1, grid_mode=True, mode="nearest")
+            )
+        truth[box][distance + 0.12 * bumps[0] < 1] = label
+        prediction[box][distance + 0.12 * bumps[0] + 0.05 * bumps[1] < 1] = label
+    return truth, prediction
+
+
 def fastest(function, repeats: int) -> float:
     """Return the shortest of `repeats` times of a call, in ms of CPU time: other processes on the machine do not count."""
     times = []
@@ -42,6 +66,24 @@ def fastest(function, repeats: int) -> float:
         function()
         times.append(time.process_time() - start)
     return 1000 * min(times)
+
+
+def bench_organs(spacing: tuple[float, ...] = (1.5, 0.8, 0.8)) -> None:
+    """Time HD95 and NSD of 13 organs beside surface-distance, and compare the numbers."""
+    from surface_distance import metrics
+
+    truth, near = organs()
+    cases = {"near": near, "2 voxels off": np.roll(near, 2, 2), "10 voxels off": np.roll(near, 10, 2)}
+    print(f"{'13 organs, 256 x 256 x 256':28}{'itkit':>10}{'surface-distance':>18}{'ratio':>8}   largest difference")
+    for name, prediction in cases.items():
+        own = fastest(lambda: case_values(truth, prediction, 14, ("HD95", "NSD"), spacing), 3)  # noqa: B023
+        other = fastest(lambda: deepmind_surface(truth, prediction, 14, spacing), 2)  # noqa: B023
+        found, differences = case_values(truth, prediction, 14, ("HD95", "NSD"), spacing), []
+        for label in range(1, 14):
+            theirs = metrics.compute_surface_distances(truth == label, prediction == label, spacing)
+            differences.append(abs(found["HD95"][label] - metrics.compute_robust_hausdorff(theirs, 95)))
+            differences.append(abs(found["NSD"][label] - metrics.compute_surface_dice_at_tolerance(theirs, 1.0)))
+        print(f"{name:28}{own:7.0f} ms{other:15.0f} ms{other / own:8.2f}   {max(differences):.1e}")
 
 
 def monai_surface(truth: np.ndarray, prediction: np.ndarray, num_classes: int, spacing: tuple[float, ...]) -> None:
@@ -87,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder of label maps to take the hippocampus case from")
     parser.add_argument("--no-oracles", action="store_true", help="time itkit only")
+    parser.add_argument("--organs", action="store_true", help="time 13 organs beside surface-distance instead")
     parser.add_argument("--losses", action="store_true", help="time the losses instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -94,6 +137,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if options.losses:
         bench_losses()
+        return
+    if options.organs:
+        bench_organs()
         return
 
     cases = {

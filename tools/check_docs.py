@@ -1,8 +1,8 @@
 """Check what the documents show: Python blocks run, commands parse, links lead somewhere, tables are up to date.
 
 A ```python block is executed in an empty folder, each file's blocks one after the other in one namespace; ```python no-run is
-only compiled. In ```bash blocks every `mmrun` line must be accepted by its parser, every `make` target must exist, and every
-`python -m` or `python tools/...` must name something that is there.
+only compiled. In ```bash blocks every `mmrun` and `itk_*` line must be accepted by its parser, every `make` target must exist,
+and every `python -m` or `python tools/...` must name something that is there.
 """
 
 from __future__ import annotations
@@ -78,6 +78,9 @@ def run_python(source: str, name: str, namespace: dict, *, run: bool) -> list[st
 
 def check_commands(text: str) -> list[str]:
     """Return what is wrong with the commands of a shell block."""
+    from itkit.cli.main import build_parser as tool_parser
+    from itkit.cli.main import by_flag
+    from itkit.cli.table import TOOL_MODULES, load_tool
     from itkit.mm.run import build_parser
 
     problems = []
@@ -94,6 +97,12 @@ def check_commands(text: str) -> list[str]:
             except SystemExit as stop:
                 if stop.code:
                     problems.append(f"mmrun refuses: {line}")
+        elif words[0] in TOOL_MODULES:
+            try:
+                tool_parser(by_flag(load_tool(words[0]), words)).parse_args(words[1:])
+            except SystemExit as stop:
+                if stop.code:
+                    problems.append(f"{words[0]} refuses: {line}")
         elif words[0] == "make":
             problems += [f"no make target {word}" for word in words[1:] if word not in targets and "=" not in word]
         elif words[0].startswith("python") and len(words) > 2 and words[1] == "-m":

@@ -1,7 +1,7 @@
-"""Write docs/reference.md: every registered component of itkit and every command, taken from the code itself.
+"""Write docs/reference.md (every registered component of itkit and every command) and the parameter tables in docs/tools/.
 
-The page depends on the code alone, so two runs give the same bytes. ``--check`` writes nothing and exits with 1 if the file is
-not what it would be.
+What is written depends on the code alone, so two runs give the same bytes. ``--check`` writes nothing and exits with 1 if a
+file is not what it would be. In the page of a tool only what stands between the two comments is written.
 
     python tools/make_reference.py [--check]
 """
@@ -11,17 +11,21 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmengine.registry import Registry
 
 from itkit import registry as registries
 from itkit._support.files import write_text
-from itkit.cli.table import as_markdown
+from itkit.cli.parameters import RUN_PARAMETERS, Parameter
+from itkit.cli.table import all_tools, as_markdown
 from itkit.measures.case import MEASURES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
+TOOLS = PAGE.parent / "tools"
+BEGIN = "<!-- from here on written by tools/make_reference.py -->"
+END = "<!-- to here -->"
 HEAD = """# Reference
 
 Written by `python tools/make_reference.py`; do not edit. Each component is registered under its name, so a config takes the
@@ -55,19 +59,68 @@ LEFT_OUT = ("RUNNERS",)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the page, or compare it; return the exit code."""
+    """Write the pages, or compare them; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
     options = parser.parse_args(arguments)
-    text = page()
+    outdated = []
+    for path, text in [(PAGE, page()), *tool_pages()]:
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        outdated.append(path)
+        if not options.check:
+            write_text(path, text)
+            print(f"{path}: {len(text.encode())} bytes")
     if not options.check:
-        write_text(PAGE, text)
-        print(f"{PAGE}: {len(text.encode())} bytes")
         return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{PAGE}: is out of date; run python tools/make_reference.py")
-    return 1
+    for path in outdated:
+        print(f"{path}: is out of date; run python tools/make_reference.py")
+    return 1 if outdated else 0
+
+
+def tool_pages() -> Iterator[tuple[Path, str]]:
+    """Yield path and text of the page of each data tool, and of the page about all of them."""
+    links = [f"| [`{t.name}`]({t.name.removeprefix('itk_')}.md) | {t.summary} |" for t in all_tools()]
+    overview = "\n".join(["| tool | what it does |", "|---|---|", *links])
+    yield TOOLS / "index.md", with_part(TOOLS / "index.md", f"{overview}\n\n{table_of(RUN_PARAMETERS)}")
+    for tool in all_tools():
+        path = TOOLS / f"{tool.name.removeprefix('itk_')}.md"
+        ways = [tool] if tool.operation else []
+        parts = ["## Parameters"]
+        for way in [*ways, *tool.variants]:
+            if way is not tool:
+                parts.append(f"`{tool.name} {way.name}`: {way.summary}.")
+            parts.append(table_of(way.parameters))
+        parts.append("What every tool takes besides (`--mp`, `--workers`, `--shard`, ...): [the data tools](index.md).")
+        yield path, with_part(path, "\n\n".join(parts), head=f"# {tool.name}\n\n{tool.description or tool.summary}\n")
+
+
+def with_part(path: Path, part: str, head: str = "") -> str:
+    """Return the page `path` (`head` where there is none) with `part` between the comments, or at its end."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else head
+    part = f"{BEGIN}\n\n{part}\n\n{END}\n"
+    if BEGIN in text and END in text:
+        before, _, rest = text.partition(BEGIN)
+        return before + part + rest.partition(END)[2].removeprefix("\n")
+    return f"{text.rstrip()}\n\n{part}"
+
+
+def table_of(parameters: Sequence[Parameter]) -> str:
+    """Return parameters as a Markdown table, written as they are typed."""
+    rows = ["| parameter | what it does |", "|---|---|"]
+    for parameter in parameters:
+        parser = argparse.ArgumentParser(add_help=False)
+        parameter.add_to(parser)
+        words = parser.format_usage().removeprefix("usage: ").partition(" ")[2].split()
+        typed = " ".join(words)
+        if typed.startswith("[") and typed.endswith("]") and not parameter.is_positional:
+            typed = typed[1:-1]
+        if len(parameter.flags) > 1:
+            rest = typed.partition(" ")[2]
+            typed = f"{', '.join(parameter.flags)} {rest}".strip()
+        cells = (f"`{typed}`", parameter.help.replace("<", "&lt;"))
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(rows)
 
 
 def page() -> str:

@@ -301,6 +301,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def is_number(value: Any) -> bool:
+    """Return whether `value` is a finite number (bool is none)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -12,6 +12,7 @@ import signal
 import sys
 import textwrap
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from itkit import __version__
 from itkit._support.threads import prefer_one_thread
 from itkit.cli.parameters import RUN_PARAMETERS
-from itkit.cli.table import TOOL_MODULES, Tool, load_tool
-from itkit.errors import ItkitError
+from itkit.cli.table import PLANNED, TOOL_MODULES, Tool, load_tool
+from itkit.errors import ItkitError, UsageError
 
 if TYPE_CHECKING:
     from itkit.process.execution import RunOptions, RunSummary
@@ -96,18 +97,19 @@ def run_tool(name: str, words: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(words))
     if tool.last_word and options[tool.last_word] is None:
         options[tool.last_word] = _last_word(parser, tool, options, words)
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     chosen = next((variant for variant in tool.variants if variant.name == options.get("variant")), tool)
     try:
         with _sigterm_is_heard():
             return _run(name, chosen, options)
     except ItkitError as error:
-        say(f"{name}: {error}")
-        if options["json"]:
-            _write_json({"tool": name, "itkit": __version__, "error": str(error), "exit_code": error.exit_code})
-        return error.exit_code
+        return _refused(name, str(error), error.exit_code, options)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has read enough
         return 0
+    except OSError as error:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return _refused(name, f"{where}{error.strerror or error}.", 1, options)
     except (KeyboardInterrupt, Terminated) as stop:
         how, code = ("interrupted", 130) if isinstance(stop, KeyboardInterrupt) else ("terminated", 143)
         say(f"{name}: {how}; what is done is noted, run it again and it does what is left")
@@ -129,6 +131,13 @@ def _sigterm_is_heard() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _refused(name: str, message: str, code: int, options: dict[str, Any]) -> int:
+    say(f"{name}: {message}")
+    if options["json"]:
+        _write_json({"tool": name, "itkit": __version__, "error": message, "exit_code": code})
+    return code
 
 
 def by_flag(tool: Tool, words: list[str]) -> Tool:
@@ -165,8 +174,12 @@ def _run(name: str, tool: Tool, options: dict[str, Any]) -> int:
     operation = getattr(importlib.import_module(module), kind)(
         **{parameter.name: options[parameter.name] for parameter in tool.parameters}
     )
-    with case_progress(name, quiet=options["quiet"]) as progress:
+    with case_progress(name, quiet=options["quiet"]) as progress, warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", UserWarning)
         summary, entries = run_operation(operation, how, progress=progress, ask=_ask)
+    hints = [str(warning.message) for warning in heard if warning.category is UserWarning]
+    for hint in dict.fromkeys(hints):
+        say(f"{name}: {hint}")
     place = os.fspath(operation.destination)
     if options["json"]:
         _write_json(
@@ -185,6 +198,7 @@ def _run(name: str, tool: Tool, options: dict[str, Any]) -> int:
                 "notes": summary.notes,
                 "documents": [os.fspath(path) for path in summary.documents],
                 "problems": summary.problems,
+                "hints": list(dict.fromkeys(hints)),
                 "elsewhere": summary.elsewhere,
                 "gone": summary.gone,
                 "seconds": round(summary.seconds, 3),
@@ -243,11 +257,15 @@ def _ask(question: str) -> bool:
 
 def __getattr__(name: str) -> Callable[[], int]:
     """Give each tool of the table a function, which is what its shell command calls."""
-    if name not in TOOL_MODULES:
+    if name not in TOOL_MODULES and name not in PLANNED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def main(words: Sequence[str] | None = None) -> int:
-        return run_tool(name, words)
+        try:
+            return run_tool(name, words)
+        except UsageError as error:  # the tool is only planned
+            say(str(error))
+            return error.exit_code
 
     main.__name__ = name
     return main

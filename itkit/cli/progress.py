@@ -59,6 +59,8 @@ class _Face:
             bar = "#" * done + "-" * (_BAR_WIDTH - done)
             text = f"{self._title} [{bar}] {step.number}/{step.total}{failed}, {left} left  {step.case_id}"
             self.clear()
+            if step.number == step.total:
+                return  # the documents follow, perhaps with a question
             self._stream.write(text[: shutil.get_terminal_size().columns - 1])
             self._dirty = True
         else:

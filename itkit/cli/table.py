@@ -80,6 +80,11 @@ SUMMARIES = {
     "itk_evaluate": "measure predicted label maps against true ones, or compare methods",
 }
 
+PLANNED = {
+    "itk_infer": "predict label maps with a trained model (planned: it says so and ends)",
+}
+"""Tools that have a name and nothing behind it yet."""
+
 OTHER_COMMANDS = (
     Command("mmrun", "itkit.mm.run:main", "train, resume, test and report the models of versioned experiments"),
     Command(
@@ -96,7 +101,7 @@ OTHER_COMMANDS = (
 
 COMMANDS = (
     OTHER_COMMANDS[0],
-    *(Command(name, f"itkit.cli.main:{name}", summary) for name, summary in SUMMARIES.items()),
+    *(Command(name, f"itkit.cli.main:{name}", summary) for name, summary in {**SUMMARIES, **PLANNED}.items()),
     *OTHER_COMMANDS[1:],
 )
 
@@ -105,8 +110,12 @@ def load_tool(name: str) -> Tool:
     """Return the declaration of the tool called `name`.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is none, or it is only planned.
     """
+    if name in PLANNED:
+        raise UsageError(
+            f"{name} is planned and not built yet. mmrun ... --test predicts the test cases of an experiment."
+        )
     if name not in TOOL_MODULES:
         raise UsageError(
             f"{name!r} is no data tool; found {', '.join(TOOL_MODULES)}.{did_you_mean(name, TOOL_MODULES)}"

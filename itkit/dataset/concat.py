@@ -79,7 +79,13 @@ class ITKITConcatDataset(torch.utils.data.Dataset):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over the datasets' fingerprints."""
-        return hashlib.sha256("\n".join(dataset.fingerprint() for dataset in self.datasets).encode()).hexdigest()
+        return self.fingerprints()[0]
+
+    def fingerprints(self) -> tuple[str, dict[str, str]]:
+        """Return `fingerprint`, and a short one of each case by its id, the number of its dataset in front."""
+        parts = [dataset.fingerprints() for dataset in self.datasets]
+        whole = hashlib.sha256("\n".join(print_ for print_, _ in parts).encode()).hexdigest()
+        return whole, {f"{k}/{case}": one for k, (_, cases) in enumerate(parts) for case, one in cases.items()}
 
     def get_data_info(self, idx: int) -> dict:
         """Return the description of sample `idx`."""

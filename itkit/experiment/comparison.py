@@ -9,21 +9,20 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from itkit.errors import CheckpointError
 from itkit.experiment.state import RESULT_FILE, STATE_FILE, RunState, is_tested, load_result
 from itkit.measures.direction import lower_is_better
+from itkit.measures.units import format_value, unit_of
 
 SCALARS_FILE = "scalars.jsonl"
 CASES_FILE = "cases.csv"
 VAL_CASES_FILE = "val_cases.csv"
 OVERLAY_FOLDER = "overlays"
 VISUAL_FOLDER = "visuals"
-
-_MILLIMETRES = ("HD", "ASSD", "ASD", "MSD")
 
 
 @dataclass(frozen=True)
@@ -136,18 +135,6 @@ class HardCase:
     case_id: str
     mean: float
     values: Mapping[str, float | None] = field(default_factory=dict)
-
-
-def unit_of(metric: str) -> str:
-    """Return ``"mm"`` for distances, an empty string for fractions."""
-    return "mm" if metric.rpartition("/")[2].upper().startswith(_MILLIMETRES) else ""
-
-
-def format_value(value: float | None, metric: str) -> str:
-    """Return a number as tables show it: three decimals for fractions, two for distances, a dash for None."""
-    if not _is_number(value):
-        return "–"
-    return f"{value:.2f}" if unit_of(metric) else f"{value:.3f}"
 
 
 def mean_of(model: ModelRun, metric: str) -> float | None:
@@ -285,7 +272,7 @@ def compare_models(experiment: ExperimentRuns, metric: str) -> list[PairedCompar
 
     With more than four models only the best one is compared with each other one.
     """
-    from itkit.measures.statistics import case_table, compare_paired
+    from itkit.measures.statistics import adjust_holm, case_table, compare_paired
 
     ranks = experiment.ranks(metric)
     order = sorted((model for model in experiment.models if model.name in ranks), key=lambda m: (ranks[m.name], m.name))
@@ -321,7 +308,9 @@ def compare_models(experiment: ExperimentRuns, metric: str) -> list[PairedCompar
                 sum(change < -1e-9 for change in changes),
             )
         )
-    return sorted(_holm(found), key=lambda pair: -abs(pair.difference))
+    adjusted = adjust_holm([pair.p_value for pair in found])
+    found = [replace(pair, p_value=p_value) for pair, p_value in zip(found, adjusted, strict=True)]
+    return sorted(found, key=lambda pair: -abs(pair.difference))
 
 
 def worst_cases(experiment: ExperimentRuns, metric: str, *, count: int = 6) -> list[HardCase]:
@@ -419,20 +408,6 @@ def _mean_changes(one: Any, two: Any) -> list[float]:
 
     change = two - one
     return mean_over_cases(change[~np.isnan(change).all(axis=1)].T).tolist()
-
-
-def _holm(pairs: list[PairedComparison]) -> list[PairedComparison]:
-    """Adjust p-values after Holm (Scand. J. Statist. 6, 1979), those that are None left alone."""
-    from dataclasses import replace
-
-    known = sorted(
-        (number for number, pair in enumerate(pairs) if pair.p_value is not None), key=lambda n: pairs[n].p_value
-    )
-    adjusted, running = list(pairs), 0.0
-    for place, number in enumerate(known):
-        running = max(running, min(1.0, (len(known) - place) * pairs[number].p_value))
-        adjusted[number] = replace(pairs[number], p_value=running)
-    return adjusted
 
 
 def _classes(rows: Iterable[Mapping[str, Any]], metric: str) -> list[str]:

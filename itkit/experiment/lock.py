@@ -22,12 +22,18 @@ FOREIGN_STALE_S = 300.0
 
 
 @contextlib.contextmanager
-def hold(folder: Path) -> Iterator[dict[str, Any] | None]:
+def hold(folder: Path, group: str | None = None) -> Iterator[dict[str, Any] | None]:
     """Hold the work directory `folder` for the length of the block.
 
-    On one machine the kernel decides (``flock``), so the lock of a process that was killed is free at once. For a holder
-    on another machine (a network file system on which ``flock`` does not reach across), the age of the file decides: a
-    live holder touches it every 20 s, and after 300 s without a touch it counts as dead.
+    On one machine the kernel decides (``flock``), so the lock of a process that was killed is free at once, also while
+    processes that it forked live on. For a holder on another machine (a network file system on which ``flock`` does not
+    reach across), the age of the file decides: a live holder touches it every 20 s, and after 300 s without a touch it
+    counts as dead. A holder that belonged to this very start of several processes (`group`) is dead too: its launcher ended
+    it before it started this one.
+
+    Args:
+        folder: The work directory; made if it is missing.
+        group: Name of the start of several processes that this process belongs to; None for a single process.
 
     Yields:
         What is known of a dead holder whose lock was taken over, else None.
@@ -38,14 +44,21 @@ def hold(folder: Path) -> Iterator[dict[str, Any] | None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
     handle = _open_locked(path)
+    _held[handle] = path
     stop = threading.Event()
     try:
         stale = _read(handle)
         if stale and stale.get("host") != socket.gethostname():
             age = time.time() - os.fstat(handle).st_mtime
-            if age < FOREIGN_STALE_S:
+            if age < FOREIGN_STALE_S and not (group and group == stale.get("group")):
                 raise RunLocked(_refusal(folder, stale))
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv), "started": _now()}
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "command": " ".join(sys.argv),
+            "started": _now(),
+            "group": group,
+        }
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(holder).encode(), 0)
         threading.Thread(target=_heartbeat, args=(handle, stop), daemon=True).start()
@@ -53,9 +66,31 @@ def hold(folder: Path) -> Iterator[dict[str, Any] | None]:
             yield stale
         finally:
             stop.set()
-            path.unlink(missing_ok=True)
+            if handle in _held:
+                path.unlink(missing_ok=True)
     finally:
+        if _held.pop(handle, None) is not None:
+            os.close(handle)
+
+
+_held: dict[int, Path] = {}
+
+
+def _let_go_in_child() -> None:
+    """Close what a forked process inherited: a lock lives as long as one open handle of it."""
+    while _held:
+        os.close(_held.popitem()[0])
+
+
+def let_go() -> None:
+    """Give up every lock of this process, from any thread, because its program is about to be executed again."""
+    while _held:
+        handle, path = _held.popitem()
+        path.unlink(missing_ok=True)
         os.close(handle)
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def _open_locked(path: Path) -> int:

@@ -10,8 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from itkit._support import charts
 from itkit._support.files import write_text
-from itkit.experiment import charts, comparison
+from itkit._support.page_style import SECURITY, STYLE
+from itkit.experiment import comparison
+from itkit.experiment.charts import learning_curves
 from itkit.experiment.comparison import ExperimentRuns, ModelRun
 from itkit.measures.direction import lower_is_better
 
@@ -139,7 +142,8 @@ def _content(experiment: ExperimentRuns) -> dict[str, Any]:
         "provenance": _provenance(order),
         "settings": differing_settings(configs) if len(configs) > 1 else [],
         "configs": _config_lines(configs),
-        "series": charts.SERIES_COLOURS,
+        "style": _safe(STYLE),
+        "security": _safe(SECURITY),
     }
 
 
@@ -378,7 +382,7 @@ def _validation_pictures(order: Sequence[ModelRun]) -> list[dict[str, Any]]:
 
 
 def _curves(order: Sequence[ModelRun]) -> dict[str, str]:
-    return charts.learning_curves(
+    return learning_curves(
         {model.name: model.scalars() for model in order}, {model.name: model.run.best for model in order}
     )
 

@@ -14,7 +14,11 @@ from itkit.errors import CheckpointError
 STATE_FILE = "run.json"
 RESULT_FILE = "result.json"
 CHECKPOINT_FOLDER = "checkpoints"
-_REPAIR = "Repair it, or remove the run folder to start anew."
+CASES_OF_TRAINING_FILE = "dataset.json"
+_REPAIR = (
+    "Repair it, or remove the run folder to start anew. If it cannot be repaired, remove this file alone: the next training "
+    "takes the state from the newest checkpoint."
+)
 
 
 @dataclass
@@ -26,9 +30,12 @@ class RunState:
         step: Iterations done, as of the last checkpoint or end.
         max_steps: Iterations asked for when it last ran.
         best: ``{"step", "metric", "value", "checkpoint"}``, the path relative to the run folder; None before the first.
-        last: ``{"step", "checkpoint"}`` of the newest checkpoint.
+        last: ``{"step", "checkpoint", "sha256"}`` of the newest checkpoint.
+        kept: The same of every ordinary checkpoint that is there, the newest last.
+        changes: ``{"step", "changes"}`` of each resume with another config or other data, ``changes`` one line each.
         cpu_minutes: User and system time of all processes of the training so far, validation and loading included.
         failure: ``{"message", "traceback_file", "step"}`` of the last attempt, None if it did not fail.
+        stopped: ``{"by", "step"}`` if the last start ended because somebody asked for it, and is to be started again.
         provenance: Command, versions, hardware, seed, dataset fingerprint of the last start.
     """
 
@@ -39,11 +46,14 @@ class RunState:
     max_steps: int = 0
     best: dict[str, Any] | None = None
     last: dict[str, Any] | None = None
+    kept: list[dict[str, Any]] = field(default_factory=list)
+    changes: list[dict[str, Any]] = field(default_factory=list)
     cpu_minutes: float = 0.0
     wall_minutes: float = 0.0
     parameters: int | None = None
     flops: int | None = None
     failure: dict[str, Any] | None = None
+    stopped: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     schema: int = 1
 
@@ -81,8 +91,11 @@ class RunState:
         """
         record, word = (self.last, "last") if last else (self.best, "best")
         if not record:
+            lost = self.state == "new" and any((Path(folder) / CHECKPOINT_FOLDER).glob("*.pth"))
             advice = (
-                "Train it first."
+                "There are checkpoints, so the file was lost: start the training, which takes the state from the newest."
+                if lost
+                else "Train it first."
                 if last or not self.last
                 else "Test with --test-use-last-ckpt, or set save_best in the checkpoint hook."
             )
@@ -95,7 +108,15 @@ class RunState:
 
 
 def _require_types(state: RunState, path: Path) -> None:
-    for name in ("best", "last", "failure", "provenance"):
+    for name in ("kept", "changes"):
+        value = getattr(state, name)
+        if not isinstance(value, list) or not all(isinstance(item, dict) and "step" in item for item in value):
+            raise CheckpointError(
+                f"{path}: {name!r} must be a list of objects with a step, found {value!r:.60}. {_REPAIR}"
+            )
+    if any("checkpoint" not in record for record in state.kept):
+        raise CheckpointError(f"{path}: an entry of 'kept' lacks checkpoint. {_REPAIR}")
+    for name in ("best", "last", "failure", "stopped", "provenance"):
         value = getattr(state, name)
         if value is not None and not isinstance(value, dict):
             raise CheckpointError(f"{path}: {name!r} must be an object, found {value!r}. {_REPAIR}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -68,12 +70,11 @@ def require_possible(geometry: Geometry, path: str | os.PathLike | None = None) 
     require_spacing(geometry.spacing_zyx, path)
     if not all(math.isfinite(value) for value in geometry.origin_xyz):
         raise GeometryError(f"origin {tuple(geometry.origin_xyz)} mm (X, Y, Z) is not finite. Fix the header.", path)
-    matrix = np.asarray(geometry.direction_xyz, dtype=float).reshape(3, 3)
-    deviation = np.abs(matrix @ matrix.T - np.eye(3)).max()
+    deviation = direction_deviation(geometry.direction_xyz)
     if not deviation <= ORTHONORMAL_ATOL:
         raise GeometryError(
             f"direction {_numbers(geometry.direction_xyz)} is not orthonormal (off by {deviation:.3g}, allowed "
-            f"{ORTHONORMAL_ATOL:g}). Fix the header or resample the volume onto a straight grid.",
+            f"{ORTHONORMAL_ATOL:g}). Fix the header, or repair it with --fix-geometry (itkit.io.repair.fix_geometry).",
             path,
         )
 
@@ -84,6 +85,71 @@ def require_spacing(spacing_zyx: tuple[float, ...], path: str | os.PathLike | No
         raise GeometryError(
             f"spacing {_numbers(spacing_zyx)} mm (Z, Y, X) is not positive and finite. Fix the header.", path
         )
+
+
+def direction_deviation(direction_xyz: Sequence[float]) -> float:
+    """Return how far nine direction numbers are from orthonormal: the largest element of ``|D D^T - I|``, NaN if one is."""
+    rows = [direction_xyz[k : k + 3] for k in (0, 3, 6)]
+    return _largest(
+        [
+            abs(sum(a * b for a, b in zip(rows[i], rows[j], strict=True)) - (i == j))
+            for i in range(3)
+            for j in range(i, 3)
+        ]
+    )
+
+
+def index_to_world(geometry: Geometry) -> np.ndarray:
+    """Return the 4 x 4 matrix that takes a voxel index (x, y, z, 1) to its place in mm (X, Y, Z, 1)."""
+    geometry, matrix = geometry.geometry, np.eye(4)
+    matrix[:3, :3] = np.reshape(geometry.direction_xyz, (3, 3)) * geometry.spacing_zyx[::-1]
+    matrix[:3, 3] = geometry.origin_xyz
+    return matrix
+
+
+def from_index_to_world(size_zyx: Sequence[int], matrix: np.ndarray) -> Geometry:
+    """Return the grid of `size_zyx` voxels that the 4 x 4 `matrix` (see `index_to_world`) lays out."""
+    spacing_xyz = np.linalg.norm(matrix[:3, :3], axis=0)
+    return Geometry(
+        tuple(int(count) for count in size_zyx),
+        tuple(spacing_xyz[::-1].tolist()),
+        tuple(matrix[:3, 3].tolist()),
+        tuple((matrix[:3, :3] / spacing_xyz).ravel().tolist()),
+    )
+
+
+def largest_displacement_mm(first: Geometry, second: Geometry) -> float:
+    """Return how far apart in mm two grids of the same size put the same voxel, at most.
+
+    The difference of two linear maps is largest at a corner, so only the eight corners are looked at.
+    """
+    far = [count - 1 for count in reversed(first.geometry.size_zyx)]
+    corners = np.array([[*corner, 1] for corner in itertools.product(*((0, last) for last in far))], dtype=float)
+    with np.errstate(all="ignore"):  # what is not finite may be compared, and is NaN
+        apart = corners @ (index_to_world(second) - index_to_world(first)).T
+        return float(np.linalg.norm(apart[:, :3], axis=1).max())
+
+
+def nearest_axes(direction_xyz: Sequence[float]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Say which axis of space each index axis runs along, most nearly.
+
+    Args:
+        direction_xyz: Nine numbers, row by row, as in `Geometry`.
+
+    Returns:
+        For the index axes x, y, z: the number of the axis of space (0 X, 1 Y, 2 Z), and +1 or -1 for its sense. The largest
+        number of the matrix decides first, then the largest of the rows and columns that are left.
+    """
+    axes, signs, rows, columns = [0, 0, 0], [1, 1, 1], {0, 1, 2}, {0, 1, 2}
+    while rows:
+        row, column = max(
+            ((i, k) for i in sorted(rows) for k in sorted(columns)),
+            key=lambda at: abs(direction_xyz[3 * at[0] + at[1]]),
+        )
+        axes[column], signs[column] = row, -1 if direction_xyz[3 * row + column] < 0 else 1
+        rows.remove(row)
+        columns.remove(column)
+    return tuple(axes), tuple(signs)
 
 
 def compare_geometries(first: Geometry, second: Geometry) -> tuple[Match, str]:

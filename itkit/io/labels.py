@@ -10,8 +10,7 @@ import numpy as np
 from itkit.errors import DataError
 
 TABLE_SIZE = 1 << 17
-"""Largest range of values that is counted or replaced through a table."""
-_BLOCK = 1 << 18
+"""Largest range of values that is replaced through a table."""
 
 
 def require_whole(label: np.ndarray, path: str | os.PathLike | None = None) -> np.ndarray:
@@ -44,15 +43,18 @@ def require_whole(label: np.ndarray, path: str | os.PathLike | None = None) -> n
 
 def count_values(label: np.ndarray) -> dict[int, int]:
     """Return value -> number of voxels of an integer label map (at least one voxel), ordered by value."""
-    low, high = int(label.min()), int(label.max())
-    if high - low < TABLE_SIZE:
-        counts, flat = np.zeros(high - low + 1, np.int64), label.ravel()
-        for start in range(0, flat.size, _BLOCK):  # bincount makes 64-bit copies
-            part = flat[start : start + _BLOCK].astype(np.int64)
-            counts += np.bincount(part - low, minlength=counts.size)
-        return {int(value) + low: int(counts[value]) for value in np.flatnonzero(counts)}
-    values, counts = np.unique(label, return_counts=True)
-    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+    flat = label.ravel()
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    if starts.size > flat.size // 8:  # not the long runs of a label map
+        values, counts = np.unique(flat, return_counts=True)
+        return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+    counted: dict[int, int] = {}
+    lengths = np.diff(np.concatenate((starts, [flat.size])))
+    order = np.argsort(flat[starts], kind="stable")
+    values, first = np.unique(flat[starts][order], return_index=True)
+    for value, count in zip(values, np.add.reduceat(lengths[order], first), strict=True):
+        counted[int(value)] = int(count)
+    return counted
 
 
 def replace_values(

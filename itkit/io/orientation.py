@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 
-import SimpleITK as sitk
+import numpy as np
 
 from itkit.errors import UsageError
-from itkit.io.volumes import Volume, from_image, to_image
+from itkit.io.geometry import Geometry, nearest_axes
+from itkit.io.volumes import Volume, VolumeHeader
 
 ORIENTATIONS = tuple(
     "".join(letters) for axes in itertools.permutations(("LR", "PA", "SI")) for letters in itertools.product(*axes)
@@ -18,6 +19,8 @@ ORIENTATIONS = tuple(
 ``aff2axcodes`` both use the letters so. MetaImage's ``AnatomicalOrientation`` names the side an axis comes FROM: the same
 identity direction is ``RAI`` there.
 """
+_LETTERS = {1: "LPS", -1: "RAI"}
+_AXES = {letter: (axis, sign) for sign, letters in _LETTERS.items() for axis, letter in enumerate(letters)}
 
 
 def reorient(volume: Volume, code: str) -> Volume:
@@ -35,20 +38,57 @@ def reorient(volume: Volume, code: str) -> Volume:
     Raises:
         UsageError: If `code` is none of the 48.
     """
-    require_orientation(code)
-    return from_image(sitk.DICOMOrient(to_image(volume), code))
+    require_code(code)
+    order, flipped = _order_and_flips(volume, code)
+    axes = tuple(range(volume.array.ndim - 3))
+    # Array axis 3 - 1 - k (from the end) is index axis k.
+    axes += tuple(len(axes) + 2 - order[k] for k in (2, 1, 0))
+    flips = (slice(None),) * (len(axes) - 3) + tuple(slice(None, None, -1 if flipped[k] else None) for k in (2, 1, 0))
+    grid = reoriented_geometry(volume.geometry, code)
+    array = np.array(volume.array.transpose(axes)[flips], order="C", copy=True)
+    return Volume(array, grid.spacing_zyx, grid.origin_xyz, grid.direction_xyz)
 
 
-def orientation(volume: Volume) -> str:
-    """Return the code (one of `ORIENTATIONS`) nearest to the direction of `volume`."""
-    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(
-        [float(value) for value in volume.direction_xyz]
+def reoriented_geometry(grid: Volume | VolumeHeader | Geometry, code: str) -> Geometry:
+    """Return the grid that `reorient` would give a volume on `grid`.
+
+    Raises:
+        UsageError: If `code` is none of the 48.
+    """
+    require_code(code)
+    old = grid.geometry
+    order, flipped = _order_and_flips(old, code)
+    size_xyz, spacing_xyz = old.size_zyx[::-1], old.spacing_zyx[::-1]
+    direction = np.reshape(old.direction_xyz, (3, 3))
+    origin = np.array(old.origin_xyz, dtype=float)
+    for k in range(3):
+        if flipped[k]:
+            origin += direction[:, order[k]] * (spacing_xyz[order[k]] * (size_xyz[order[k]] - 1))
+    turned = direction[:, order] * np.where(flipped, -1.0, 1.0) + 0.0
+    return Geometry(
+        tuple(size_xyz[order[k]] for k in (2, 1, 0)),
+        tuple(spacing_xyz[order[k]] for k in (2, 1, 0)),
+        tuple(origin.tolist()),
+        tuple(turned.ravel().tolist()),
     )
 
 
-def require_orientation(code: str) -> None:
+def orientation(grid: Volume | VolumeHeader | Geometry) -> str:
+    """Return the code (one of `ORIENTATIONS`) nearest to the direction of a volume, header or geometry."""
+    axes, signs = nearest_axes(grid.geometry.direction_xyz)
+    return "".join(_LETTERS[sign][axis] for axis, sign in zip(axes, signs, strict=True))
+
+
+def require_code(code: str) -> None:
     """Raise `UsageError` unless `code` is one of `ORIENTATIONS`."""
     if code not in ORIENTATIONS:
         raise UsageError(
             f"orientation {code!r} is none of the 48 codes: three letters, one each of L/R, P/A and S/I, e.g. LPS."
         )
+
+
+def _order_and_flips(grid: Volume | Geometry, code: str) -> tuple[list[int], list[bool]]:
+    """For each new index axis (x, y, z): which old one it is, and whether it runs the other way."""
+    axes, signs = nearest_axes(grid.geometry.direction_xyz)
+    order = [axes.index(_AXES[letter][0]) for letter in code]
+    return order, [_AXES[letter][1] != signs[old] for letter, old in zip(code, order, strict=True)]

@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
-import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 
 from itkit._support.files import replace_when_complete
-from itkit.errors import DataError, GeometryError
+from itkit.errors import DataError
+from itkit.io import metaimage, nifti, nrrd
+from itkit.io.claims import FileHeader, require_bytes
 from itkit.io.geometry import Geometry, require_possible, require_spacing
-from itkit.io.headers import FileHeader, read_file_header, volume_suffix
+from itkit.io.headers import FORMATS, read_file_header, volume_suffix
+from itkit.io.voxels import load_voxels, store_voxels, verify_voxels
 
-MAX_DEFLATE_RATIO = 1032
-"""Deflate cannot make data smaller than by this factor (zlib's technical notes)."""
-PIXEL_TYPES = {
-    sitk.sitkInt8: np.dtype("int8"),
-    sitk.sitkUInt8: np.dtype("uint8"),
-    sitk.sitkInt16: np.dtype("int16"),
-    sitk.sitkUInt16: np.dtype("uint16"),
-    sitk.sitkInt32: np.dtype("int32"),
-    sitk.sitkUInt32: np.dtype("uint32"),
-    sitk.sitkInt64: np.dtype("int64"),
-    sitk.sitkUInt64: np.dtype("uint64"),
-    sitk.sitkFloat32: np.dtype("float32"),
-    sitk.sitkFloat64: np.dtype("float64"),
-    sitk.sitkVectorInt8: np.dtype("int8"),
-    sitk.sitkVectorUInt8: np.dtype("uint8"),
-    sitk.sitkVectorInt16: np.dtype("int16"),
-    sitk.sitkVectorUInt16: np.dtype("uint16"),
-    sitk.sitkVectorInt32: np.dtype("int32"),
-    sitk.sitkVectorUInt32: np.dtype("uint32"),
-    sitk.sitkVectorInt64: np.dtype("int64"),
-    sitk.sitkVectorUInt64: np.dtype("uint64"),
-    sitk.sitkVectorFloat32: np.dtype("float32"),
-    sitk.sitkVectorFloat64: np.dtype("float64"),
-}
-"""SimpleITK's pixel types that are numbers, and NumPy's names for them."""
-_READERS = {
-    ".mha": "MetaImageIO",
-    ".mhd": "MetaImageIO",
-    ".nii": "NiftiImageIO",
-    ".nii.gz": "NiftiImageIO",
-    ".nrrd": "NrrdImageIO",
-}
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+STORABLE = tuple(
+    np.dtype(name)
+    for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64")
+)
+"""The types of voxel that every format can hold."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +37,13 @@ class VolumeHeader:
         geometry: Size, spacing, origin and direction.
         channels: Number of values per voxel; None for a volume without a channel axis.
         dtype: Type of the array that reading the volume gives.
+        notes: What is worth knowing although the file can be read, e.g. that its two places in space differ.
     """
 
     geometry: Geometry
     channels: int | None
     dtype: np.dtype
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,17 +89,19 @@ def read_header(path: str | os.PathLike) -> VolumeHeader:
         DataError: If the file is missing, empty, damaged, too short, or of no known format.
         GeometryError: If the geometry is impossible.
     """
-    path = Path(path)
-    _claims(path)
-    return _library_header(path)[1]
+    header = read_unchecked(path, header_only=True)
+    require_possible(header.geometry, path)
+    return header
 
 
 def read_volume(path: str | os.PathLike, *, header_only: bool = False) -> Volume | VolumeHeader:
     """Read the volume at `path` (.mha, .mhd, .nii, .nii.gz, .nrrd) and distrust it.
 
-    Length and checksums of compressed data are verified while they are decompressed. The pixel type stays the file's;
-    NIfTI data with a scale factor become floating point, as in SimpleITK. A fourth dimension (NIfTI series such as the
-    modalities of an MR examination) becomes the channel axis.
+    Length and checksums of compressed data are verified while they are decompressed; plain files have no checksum, and
+    MetaImage and NIfTI headers have none either: there a changed bit that leaves a possible file cannot be found. The
+    pixel type stays the file's; NIfTI data with a scale factor become floating point, as in SimpleITK. A fourth dimension
+    (NIfTI series such as the modalities of an MR examination) becomes the channel axis; files of two dimensions, or of
+    more than four, are refused.
 
     Args:
         path: The file.
@@ -129,68 +111,98 @@ def read_volume(path: str | os.PathLike, *, header_only: bool = False) -> Volume
         A volume with an own, writable array in native byte order.
 
     Raises:
-        DataError: If the file is missing, empty, truncated, corrupt, asks for more bytes than it has, or is of no known
-            format.
-        GeometryError: If spacing, origin or direction are impossible.
+        DataError: If the file is missing, empty, truncated, corrupt, asks for more bytes than it or the memory has, or is of
+            no known format.
+        GeometryError: If spacing, origin or direction are impossible. `itkit.io.repair.read_repaired` reads files whose
+            direction is not orthonormal.
+    """
+    found = read_unchecked(path, header_only=header_only)
+    require_possible(found.geometry, path)
+    return found
+
+
+def read_unchecked(path: str | os.PathLike, *, header_only: bool = False) -> Volume | VolumeHeader:
+    """Do what `read_volume` does, but let every origin and direction pass.
+
+    Raises:
+        DataError: As for `read_volume`.
+        GeometryError: If a spacing is not a positive finite number.
     """
     path = Path(path)
-    if header_only:
-        return read_header(path)
     file, array = _claims(path), None
+    if header_only:
+        return _header(file, path)[0]
     try:
         # The voxels first: where the compressed data are damaged, that is the reason to give.
         if file.dtype is not None:
-            array = _decode(file, path)
-        elif file.encoding in ("gzip", "zlib"):
-            _decompress(file, path, keep=False)
-        reader, header = _library_header(path)
-        geometry = header.geometry
-        if array is None or array.size != math.prod(geometry.size_zyx) * (header.channels or 1):
-            array = _array_of(_execute(reader, path))
+            array = load_voxels(file, path)
+        else:
+            verify_voxels(file, path)
+        header, library = _header(file, path)
+        if array is None or array.size != math.prod(header.geometry.size_zyx) * (header.channels or 1):
+            array = library.read()
     except MemoryError as error:
         raise DataError(f"does not fit into the memory: {file.data_bytes / 2**30:.1f} GiB of voxels.", path) from error
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error}).", path) from error
+    geometry = header.geometry
     array = array.reshape(((header.channels,) if header.channels else ()) + tuple(geometry.size_zyx))
     return Volume(array, geometry.spacing_zyx, geometry.origin_xyz, geometry.direction_xyz)
 
 
-def write_volume(path: str | os.PathLike, volume: Volume, *, compress: bool = True) -> None:
+def volume_bytes(path: str | os.PathLike) -> int:
+    """Return how many bytes the voxels of the file at `path` take in memory, from its header alone.
+
+    Reading peaks at about this much, and for NIfTI files with a scale factor, or channels side by side, at twice this.
+
+    Raises:
+        DataError: If the file is missing, empty, too short for its header, or of no known format.
+    """
+    file = read_file_header(path)
+    require_bytes(file, path)
+    dtype = file.value_dtype
+    return math.prod(file.shape) * (file.bytes_per_value if dtype is None else dtype.itemsize)
+
+
+def write_volume(path: str | os.PathLike, volume: Volume, *, compress: bool = True, series: bool = False) -> None:
     """Write `volume` to `path`; the suffix chooses the format. All of it is written or nothing.
 
-    NIfTI stores the geometry in 32-bit floats; the other formats keep every bit of it.
+    NIfTI stores the geometry in 32-bit floats; the other formats keep every bit of it (NRRD: of directions times
+    spacings). The same volume makes the same bytes.
 
     Args:
         path: The file. Its folder is made if needed; an existing file is replaced when the new one is complete.
         volume: Not modified.
         compress: Compress the voxels (.nii and .nii.gz follow their suffix).
+        series: NIfTI only: put channels on the fourth axis, as datasets of several modalities do, not on the fifth.
 
     Raises:
-        DataError: If the format is unknown, cannot hold the pixel type, or the file cannot be written.
+        DataError: If the format is unknown, cannot hold the pixel type or size, or the file cannot be written.
         GeometryError: If the geometry is impossible.
     """
     path = Path(path)
     suffix = volume_suffix(path)
     if not suffix:
-        raise DataError(f"is not a name for a volume; known formats are {', '.join(sorted(_READERS))}.", path)
-    if volume.array.dtype.newbyteorder("=") not in PIXEL_TYPES.values():
+        raise DataError(f"is not a name for a volume; known formats are {', '.join(sorted(FORMATS))}.", path)
+    if volume.array.dtype.newbyteorder("=") not in STORABLE:
         raise DataError(
             f"voxels of type {volume.array.dtype} cannot be stored; convert them first, e.g. bool to uint8.", path
         )
     require_possible(volume.geometry, path)
     try:
-        with replace_when_complete(path) as temporary:
-            sitk.WriteImage(to_image(volume), os.fspath(temporary), useCompression=compress and suffix != ".nii")
-            if suffix == ".mhd":
-                _name_data_file(temporary, path)
-            else:
-                read_header(temporary)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"cannot be written ({_reason(error)}).", path) from error
+        if suffix == ".mhd":
+            _write_pair(path, volume, compress)
+        else:
+            with replace_when_complete(path) as temporary:
+                _write_one(temporary, path, suffix, volume, compress, series)
+    except OSError as error:
+        raise DataError(f"cannot be written ({error.strerror or error}).", path) from error
 
 
 def to_image(volume: Volume) -> sitk.Image:
     """Return `volume` as a SimpleITK image with a copy of the voxels; channels become components."""
+    import SimpleITK as sitk
+
     array = volume.array.astype(volume.array.dtype.newbyteorder("="), copy=False)
     if array.ndim == 4:
         array = np.ascontiguousarray(np.moveaxis(array, 0, -1))
@@ -203,8 +215,10 @@ def to_image(volume: Volume) -> sitk.Image:
 
 def from_image(image: sitk.Image) -> Volume:
     """Return a three-dimensional SimpleITK image as a volume with a copy of the voxels."""
+    from itkit.io.library import array_of
+
     return Volume(
-        _array_of(image), tuple(reversed(image.GetSpacing())), tuple(image.GetOrigin()), tuple(image.GetDirection())
+        array_of(image), tuple(reversed(image.GetSpacing())), tuple(image.GetOrigin()), tuple(image.GetDirection())
     )
 
 
@@ -213,145 +227,70 @@ def _claims(path: Path) -> FileHeader:
     file = read_file_header(path)
     if file.spacing_zyx is not None:
         require_spacing(file.spacing_zyx, path)
-    _require_bytes(file, path)
+    require_bytes(file, path)
     return file
 
 
-def _library_header(path: Path) -> tuple[sitk.ImageFileReader, VolumeHeader]:
-    """What SimpleITK makes of the header; it knows the rules of each format for the place in space."""
-    reader = _reader(path)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        kind = GeometryError if "orthonormal" in str(error) or "determinant" in str(error) else DataError
-        raise kind(f"the header is refused: {_reason(error)}", path) from error
-    dimension, size_xyz = reader.GetDimension(), reader.GetSize()
-    if dimension not in (3, 4):
-        raise DataError(f"is {dimension}-dimensional; a volume has the axes X, Y, Z and perhaps channels.", path)
-    if reader.GetPixelIDValue() not in PIXEL_TYPES:
-        raise DataError(
-            f"voxels of type {sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())} are not numbers.", path
+def _header(file: FileHeader, path: Path):
+    """The header, and SimpleITK's reader where it was needed."""
+    if file.dtype is not None and file.geometry is not None:
+        return VolumeHeader(file.geometry, file.channels, file.value_dtype, file.notes), None
+    from itkit.io.library import LibraryReader
+
+    library = LibraryReader(path, volume_suffix(path))
+    require_spacing(library.geometry.spacing_zyx, path)
+    return VolumeHeader(library.geometry, library.channels, library.dtype, file.notes), library
+
+
+def _write_one(temporary: Path, path: Path, suffix: str, volume: Volume, compress: bool, series: bool) -> None:
+    array, geometry, dtype = volume.array, volume.geometry, volume.array.dtype
+    channels = array.shape[0] if array.ndim == 4 else None
+    with open(temporary, "wb") as stream:
+        if suffix in (".nii", ".nii.gz"):
+            header = nifti.make_header(geometry, channels, dtype, path=path, series=series)
+            compression = "gzip" if suffix == ".nii.gz" else None
+            # SimpleITK's own level is high for this format and low for the others; ours follows it where it matters.
+            size = store_voxels(
+                stream, array, channels_fastest=False, compression=compression, header=header, thorough=True
+            )
+        elif suffix == ".nrrd":
+            size = stream.write(nrrd.make_header(geometry, channels, dtype, compressed=compress))
+            size += store_voxels(stream, array, channels_fastest=True, compression="gzip" if compress else None)
+        else:
+            size = stream.write(metaimage.make_header(geometry, channels, dtype, stored_bytes=0 if compress else None))
+            stored = store_voxels(stream, array, channels_fastest=True, compression="zlib" if compress else None)
+            size += stored
+            if compress:
+                stream.seek(0)
+                stream.write(metaimage.make_header(geometry, channels, dtype, stored_bytes=stored))
+        _require_size(stream, size)
+
+
+def _write_pair(path: Path, volume: Volume, compress: bool) -> None:
+    """Write header and voxels of an .mhd; both are complete before either gets its name, and the old header goes first."""
+    data_path = path.with_suffix(".zraw" if compress else ".raw")
+    if data_path.name.startswith("LIST") or "%" in data_path.name:
+        raise DataError("readers of MetaImage take this name for a list or pattern of files; write .mha instead.", path)
+    channels = volume.array.shape[0] if volume.array.ndim == 4 else None
+    with replace_when_complete(path) as temporary, replace_when_complete(data_path) as data:
+        with open(data, "wb") as stream:
+            stored = store_voxels(stream, volume.array, channels_fastest=True, compression="zlib" if compress else None)
+            _require_size(stream, stored)
+        temporary.write_bytes(
+            metaimage.make_header(
+                volume.geometry,
+                channels,
+                volume.array.dtype,
+                data_file=data_path.name,
+                stored_bytes=stored if compress else None,
+            )
         )
-    components, direction = reader.GetNumberOfComponents(), np.reshape(reader.GetDirection(), (dimension, dimension))
-    if dimension == 4 and components > 1:
-        raise DataError("has a time axis and several values per voxel; only one of the two can be channels.", path)
-    vector = components > 1 or reader.GetPixelIDValue() >= sitk.sitkVectorUInt8
-    geometry = Geometry(
-        tuple(reversed(size_xyz[:3])),
-        tuple(reversed(reader.GetSpacing()[:3])),
-        tuple(reader.GetOrigin()[:3]),
-        tuple(float(value) for value in direction[:3, :3].ravel()),
-    )
-    require_possible(geometry, path)
-    channels = size_xyz[3] if dimension == 4 else components if vector else None
-    return reader, VolumeHeader(geometry, channels, PIXEL_TYPES[reader.GetPixelIDValue()])
+        if temporary != path:  # a reader must never meet the old header with the new voxels
+            path.unlink(missing_ok=True)
 
 
-def _require_bytes(file: FileHeader, path: Path) -> None:
-    """Refuse a header that asks for more than the file can hold, before anything is allocated."""
-    try:
-        there = file.data_path.stat().st_size
-    except OSError as error:
-        raise DataError(f"the voxels should be in {file.data_path.name}, which is not there.", path) from error
-    claimed = file.data_bytes
-    if file.encoding in ("gzip", "zlib"):
-        stored = there if file.whole_file_compressed else there - file.data_offset
-        possible, needed = stored * MAX_DEFLATE_RATIO, claimed + file.data_offset * file.whole_file_compressed
-        if file.stored_bytes is not None and stored < file.stored_bytes:
-            needed, possible = file.stored_bytes, stored
-    else:
-        possible, needed = there - file.data_offset, claimed - (file.encoding == "text")
-    if needed > possible:
-        raise DataError(
-            f"the header asks for {needed:,} bytes of voxels, the file holds at most {max(possible, 0):,}: it is "
-            "truncated or its header is wrong. Copy it again from its source.",
-            path,
-        )
-
-
-def _decode(file: FileHeader, path: Path) -> np.ndarray:
-    """The voxels as (Z, Y, X) or (C, Z, Y, X), native byte order, owned."""
-    count = math.prod(file.shape)
-    if file.encoding == "raw":
-        flat = np.fromfile(file.data_path, dtype=file.dtype, count=count, offset=file.data_offset)
-    else:
-        stream, start = _decompress(file, path), file.data_offset if file.whole_file_compressed else 0
-        flat = np.frombuffer(stream, dtype=file.dtype, count=count, offset=start)
-    array = flat.reshape(file.shape)
-    if file.channels_fastest:
-        array = np.moveaxis(array, -1, 0)
-    return np.require(array, dtype=file.dtype.newbyteorder("="), requirements=["C", "O", "W"])
-
-
-def _decompress(file: FileHeader, path: Path, *, keep: bool = True) -> bytes:
-    """Decompress once, verify length and checksum, and return the bytes (empty unless `keep`)."""
-    stored = file.data_path.read_bytes()
-    rest = memoryview(stored)[0 if file.whole_file_compressed else file.data_offset :]
-    wanted = file.data_bytes + (file.data_offset if file.whole_file_compressed else 0)
-    parts, length = [], 0
-    try:
-        while True:
-            stream = zlib.decompressobj(47)
-            while not stream.eof:
-                limit = wanted - length if keep and length < wanted else 1 << 20
-                part = stream.decompress(rest, limit)
-                rest = stream.unconsumed_tail
-                if keep and length < wanted:
-                    parts.append(part)
-                length += len(part)
-                if not part and not rest and not stream.eof:
-                    raise DataError(
-                        f"the compressed data end after {length:,} of {wanted:,} bytes. Copy it again from its source.",
-                        path,
-                    )
-            rest = stream.unused_data
-            if length >= wanted or not rest:
-                break
-    except zlib.error as error:
-        raise DataError(f"the compressed data are corrupt ({error}). Copy it again from its source.", path) from error
-    if length < wanted:
-        raise DataError(f"the compressed data hold {length:,} bytes, the header asks for {wanted:,}.", path)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _reader(path: Path) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(_READERS[volume_suffix(path)])
-    reader.SetFileName(os.fspath(path))
-    return reader
-
-
-def _execute(reader: sitk.ImageFileReader, path: Path) -> sitk.Image:
-    try:
-        return reader.Execute()
-    except RuntimeError as error:
-        raise DataError(f"cannot be read: {_reason(error)}", path) from error
-
-
-def _array_of(image: sitk.Image) -> np.ndarray:
-    array = sitk.GetArrayFromImage(image)
-    if image.GetPixelID() >= sitk.sitkVectorUInt8:
-        size_zyx, channels = image.GetSize()[::-1], image.GetNumberOfComponentsPerPixel()
-        array = np.ascontiguousarray(np.moveaxis(array.reshape(*size_zyx, channels), -1, 0))
-    return array
-
-
-def _name_data_file(temporary: Path, path: Path) -> None:
-    """Give the second file of an .mhd pair its final name, in the header and on disk."""
-    text = temporary.read_text(encoding="latin-1")
-    written = temporary.parent / re.search(r"^ElementDataFile = (.*)$", text, re.MULTILINE).group(1)
-    try:
-        read_header(temporary)
-        final = path.with_suffix(written.suffix)
-        temporary.write_text(text.replace(written.name, final.name), encoding="latin-1")
-        os.replace(written, final)
-    finally:
-        written.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    """The last words of a library's exception, without its source file names."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"^.*(ITK ERROR|sitk::ERROR):\s*", "", lines[-1]) if lines else type(error).__name__
+def _require_size(stream, size: int) -> None:
+    stream.flush()
+    there = os.fstat(stream.fileno()).st_size
+    if there != size:
+        raise OSError(errno.EIO, f"{there:,} of {size:,} bytes arrived on the disk")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def overlap_values(counts: np.ndarray, measures: Collection[str]) -> dict[str, n
     """Return those of `measures` that follow from the counts: name -> (K,) float64, NaN where undefined.
 
     Args:
-        counts: (K, 3) true positives, false positives, false negatives of each class.
+        counts: (K, 4) as `itkit.measures.overlap.class_counts` gives them.
         measures: Names; those of surface measures are passed over.
     """
     return {name: OVERLAP_MEASURES[name](counts) for name in measures if name in OVERLAP_MEASURES}
@@ -78,19 +78,60 @@ def surface_values(
         DataError: If the shapes differ or are neither 2D nor 3D.
         GeometryError: If `spacing` does not hold one positive finite number for each axis.
     """
+    found = label_surface_values(
+        truth,
+        prediction,
+        range(1, num_classes),
+        measures,
+        spacing,
+        nsd_tolerance_mm=nsd_tolerance_mm,
+        ignore_label=ignore_index,
+    )
+    return {name: np.append(np.nan, values)[:num_classes] for name, values in found.items()}
+
+
+def label_surface_values(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    labels: Sequence[int],
+    measures: Collection[str],
+    spacing: Sequence[float],
+    *,
+    nsd_tolerance_mm: float | Mapping[int, float] = 1.0,
+    ignore_label: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Return those of `measures` that need surfaces, for labels of any number: name -> (len(labels),) float64.
+
+    The rule for absent labels is that of `surface_values`.
+
+    Args:
+        truth: Integer labels, (Z, Y, X) or (Y, X).
+        prediction: Integer labels of the same shape.
+        labels: Labels to measure, each above 0.
+        measures: Names; those of overlap measures are passed over.
+        spacing: Voxel spacing in mm, in the order of the axes.
+        nsd_tolerance_mm: Tolerance of the normalised surface Dice in mm, one for all or label -> tolerance.
+        ignore_label: Label of the truth whose voxels count as background in both maps. ``None``: there is none.
+
+    Raises:
+        DataError: If the shapes differ or are neither 2D nor 3D.
+        GeometryError: If `spacing` does not hold one positive finite number for each axis.
+    """
     wanted = [name for name in measures if name in SURFACE_MEASURES]
-    values = {name: np.full(num_classes, np.nan) for name in wanted}
+    values = {name: np.full(len(labels), np.nan) for name in wanted}
     if not wanted:
         return values
-    if ignore_index is not None:
-        ignored = truth == ignore_index
+    if ignore_label is not None:
+        ignored = truth == ignore_label
         if ignored.any():
             truth, prediction = np.where(ignored, 0, truth), np.where(ignored, 0, prediction)
     diagonal = surface.image_diagonal(truth.shape, spacing)
-    for label, distances in surface.label_surface_distances(truth, prediction, range(1, num_classes), spacing):
+    pairs = surface.label_surface_distances(truth, prediction, labels, spacing)
+    for place, (label, distances) in enumerate(pairs):
+        tolerance = nsd_tolerance_mm[label] if isinstance(nsd_tolerance_mm, Mapping) else nsd_tolerance_mm
         for name in wanted:
-            value = SURFACE_MEASURES[name](distances, nsd_tolerance_mm)
-            values[name][label] = diagonal if math.isinf(value) else value
+            value = SURFACE_MEASURES[name](distances, tolerance)
+            values[name][place] = diagonal if math.isinf(value) else value
     return values
 
 

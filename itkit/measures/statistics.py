@@ -1,4 +1,4 @@
-"""From values of cases to statements about a model: mean, confidence interval, comparison of two models.
+"""From values of cases to statements about a model: mean, confidence interval, comparison of models.
 
 A *table* here is a float array (cases, classes), NaN where a value is undefined. The mean of a table is defined in this
 file only: first the mean over cases of each class, undefined values left out, then the mean over the classes.
@@ -6,19 +6,23 @@ file only: first the mean over cases of each class, undefined values left out, t
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from itkit.errors import UsageError
 
 RESAMPLES = 2000
 """Bootstrap resamples unless told otherwise: the limits of a 95 % interval then vary by a few percent of its width."""
 
+EXACT_CASES = 200
+"""Up to so many cases with a difference the signed-rank test is exact, beyond it a normal approximation."""
+
 _CHUNK = 1 << 22  # numbers held at once while resampling
+_KEPT = 1 << 20  # draws of up to so many numbers are kept for the next table of as many cases
 
 
 def mean_over_cases(table: np.ndarray) -> np.ndarray:
@@ -55,10 +59,7 @@ def bootstrap_interval(
     Raises:
         UsageError: If `level` does not lie between 0 and 1, or `resamples` is below 1.
     """
-    if not 0 < level < 1:
-        raise UsageError(f"level of a confidence interval must lie between 0 and 1, e.g. 0.95; found {level}.")
-    if resamples < 1:
-        raise UsageError(f"resamples must be at least 1; found {resamples}.")
+    _check_bootstrap(level, resamples)
     table = _as_table(table)
     table = table[~np.isnan(table).all(axis=1)]
     cases, classes = table.shape
@@ -66,18 +67,101 @@ def bootstrap_interval(
         return None
     valid = ~np.isnan(table)
     filled = np.where(valid, table, 0.0)
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    rows = max(1, _CHUNK // max(cases, classes))
-    for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
-        drawn = generator.multinomial(cases, np.full(cases, 1 / cases), size=size).astype(float)
+    means, start = np.empty(resamples), 0
+    for drawn in _draws(cases, resamples, seed, max(1, _CHUNK // max(cases, classes))):
+        size = len(drawn)
         # einsum, not a matrix product: its order of summation does not depend on the number of threads
         total, count = np.einsum("rn,nk->rk", drawn, filled), np.einsum("rn,nk->rk", drawn, valid.astype(float))
         by_class = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
         means[start : start + size] = by_class.sum(1) / (count > 0).sum(1)
+        start += size
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def median_interval(
+    values: np.ndarray, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float] | None:
+    """Return the percentile bootstrap interval of the median.
+
+    Args:
+        values: (cases,), NaN where undefined; these are left out.
+        level: Share of the resampled medians that the interval holds.
+        resamples: Number of resamples.
+        seed: Of the generator that draws the cases.
+
+    Returns:
+        ``(low, high)``, or None with fewer than two values.
+
+    Raises:
+        UsageError: If `level` does not lie between 0 and 1, or `resamples` is below 1.
+    """
+    _check_bootstrap(level, resamples)
+    values = np.asarray(values, float)
+    ordered = np.sort(values[~np.isnan(values)])
+    cases = len(ordered)
+    if cases < 2:
+        return None
+    medians = []
+    for drawn in _draws(cases, resamples, seed, max(1, _CHUNK // cases)):
+        reached = np.cumsum(drawn, axis=1)  # how many of the drawn values are at most this one
+        lower = (reached >= (cases + 1) // 2).argmax(1)
+        upper = (reached >= cases // 2 + 1).argmax(1)
+        medians.append((ordered[lower] + ordered[upper]) / 2)
+    low, high = np.quantile(np.concatenate(medians), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def signed_rank_test(differences: np.ndarray) -> float | None:
+    """Return the two-sided p-value of the Wilcoxon signed-rank test.
+
+    Differences of zero are left out (Wilcoxon's rule), equal ones share the mean of their ranks; what differs by less than
+    1e-12 of the largest difference is equal (rounding). With up to `EXACT_CASES` differences the distribution of the
+    rank sum over all signs is computed exactly, ties or not; with more of them it is taken for normal, its variance
+    corrected for ties. Source: F. Wilcoxon, Individual comparisons by ranking methods, Biometrics Bulletin 1 (1945).
+
+    Args:
+        differences: One for each case, (cases,); NaN are left out.
+
+    Returns:
+        0 to 1; 1 if all differences are zero, None with fewer than two cases.
+    """
+    differences = np.asarray(differences, float)
+    differences = differences[~np.isnan(differences)]
+    if len(differences) < 2:
+        return None
+    largest = np.abs(differences).max()
+    if largest == 0:
+        return 1.0
+    differences = np.round(differences / largest, 12)
+    differences = differences[differences != 0]
+    _, place, ties = np.unique(np.abs(differences), return_inverse=True, return_counts=True)
+    doubled = (2 * np.cumsum(ties) - ties + 1)[place]  # twice the mean rank: whole numbers
+    total = int(doubled.sum())
+    smaller = min(int(doubled[differences > 0].sum()), int(doubled[differences < 0].sum()))
+    count = len(differences)
+    if count > EXACT_CASES:
+        deviation = math.sqrt(count * (count + 1) * (2 * count + 1) / 24 - float((ties**3 - ties).sum()) / 48)
+        return min(1.0, math.erfc((total / 2 - smaller) / 2 / deviation / math.sqrt(2)))
+    chance = np.zeros(total + 1)  # of each doubled rank sum of the positive differences, signs being fair coins
+    chance[0] = 1.0
+    for rank in doubled:
+        chance[rank:] = (chance[rank:] + chance[:-rank]) / 2
+        chance[:rank] /= 2
+    return min(1.0, 2 * float(chance[: smaller + 1].sum()))
+
+
+def adjust_holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p-values adjusted after Holm for the number of tests; None stays None and counts as no test.
+
+    Source: S. Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979).
+    """
+    order = sorted((p, number) for number, p in enumerate(p_values) if p is not None)
+    adjusted, running = list(p_values), 0.0
+    for place, (p, number) in enumerate(order):
+        running = max(running, min(1.0, (len(order) - place) * p))
+        adjusted[number] = running
+    return adjusted
 
 
 def compare_paired(
@@ -110,16 +194,10 @@ def compare_paired(
     change = second - first
     change = change[~np.isnan(change).all(axis=1)]
     by_case = mean_over_cases(change.T)
-    if len(by_case) < 2:
-        p_value = None
-    elif not np.any(by_case):
-        p_value = 1.0
-    else:
-        p_value = float(stats.wilcoxon(by_case).pvalue)
     return {
         "difference": overall_mean(change),
         "interval": bootstrap_interval(change, level=level, resamples=resamples, seed=seed),
-        "p_value": p_value,
+        "p_value": signed_rank_test(by_case),
         "cases": len(by_case),
     }
 
@@ -152,6 +230,31 @@ def summarise(
         "per_class": {name: _or_none(value) for name, value in zip(classes, mean_over_cases(table), strict=True)},
         "ci95": None if interval is None else list(interval),
     }
+
+
+def _check_bootstrap(level: float, resamples: int) -> None:
+    if not 0 < level < 1:
+        raise UsageError(f"level of a confidence interval must lie between 0 and 1, e.g. 0.95; found {level}.")
+    if resamples < 1:
+        raise UsageError(f"resamples must be at least 1; found {resamples}.")
+
+
+def _draws(cases: int, resamples: int, seed: int, rows: int) -> Iterator[np.ndarray]:
+    """Yield how often each case is drawn, (up to `rows`, cases) float64, in all `resamples` rows; not writable."""
+    if cases * resamples <= _KEPT and resamples <= rows:
+        yield _kept_draws(cases, resamples, seed)
+        return
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, rows):
+        size = min(rows, resamples - start)
+        yield generator.multinomial(cases, np.full(cases, 1 / cases), size=size).astype(float)
+
+
+@functools.lru_cache(maxsize=8)
+def _kept_draws(cases: int, resamples: int, seed: int) -> np.ndarray:
+    drawn = np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(float)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def _as_table(values: np.ndarray) -> np.ndarray:

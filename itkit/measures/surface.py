@@ -22,10 +22,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from itkit.errors import DataError, GeometryError
+from itkit.measures.runs import label_boxes, require_same_shape
+
+_NEAR = 224
+"""Places around an element that are looked at one after the other before a search over all elements is made."""
+_NEAR_ROUNDS = (8, 32, 96, _NEAR)
+_PAIRS = 1 << 20  # distances computed at once
+_POINT_COST, _TARGET_COST = 18, 2  # of a search tree, in voxels of a distance transform
+_LARGEST = 1 << 17  # boxes of labels from here on are not kept in a table
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,7 @@ def surface_distances(truth: np.ndarray, prediction: np.ndarray, spacing: Sequen
     truth, prediction = np.asarray(truth), np.asarray(prediction)
     spacing = _checked(truth, prediction, spacing)
     truth, prediction = truth != 0, prediction != 0
-    box = _union(*(next(iter(ndimage.find_objects(mask.view(np.uint8))), None) for mask in (truth, prediction)))
-    if box is None:
-        box = (slice(0, 0),) * truth.ndim
+    box = label_boxes(truth, prediction, 1)[0] or (slice(0, 0),) * truth.ndim
     return _distances_in_box(truth[box], prediction[box], spacing)
 
 
@@ -90,14 +94,17 @@ def label_surface_distances(
     """
     truth, prediction = np.asarray(truth), np.asarray(prediction)
     spacing = _checked(truth, prediction, spacing)
-    labels = list(labels)
-    highest = max(labels, default=0)
-    boxes = [ndimage.find_objects(_indexable(volume), max_label=highest) for volume in (truth, prediction) if highest]
+    labels, names = list(labels), None
+    if max(labels, default=0) >= _LARGEST:
+        names, labels = labels, list(range(1, len(labels) + 1))
+        truth, prediction = (_numbered(volume, names) for volume in (truth, prediction))
+    boxes = label_boxes(truth, prediction, max(labels, default=0))
     everything = tuple(slice(0, size) for size in truth.shape)
     nothing = (slice(0, 0),) * truth.ndim
     for label in labels:
-        box = (_union(*(found[label - 1] for found in boxes)) or nothing) if label else everything
-        yield label, _distances_in_box(truth[box] == label, prediction[box] == label, spacing)
+        box = (boxes[label - 1] or nothing) if label else everything
+        name = label if names is None else names[label - 1]
+        yield name, _distances_in_box(truth[box] == label, prediction[box] == label, spacing)
 
 
 def hausdorff(distances: SurfaceDistances, percentile: float = 100.0) -> float:
@@ -239,48 +246,120 @@ def _group_normals(group: list[tuple[int, ...]]) -> list[np.ndarray]:
 
 def _distances_in_box(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> SurfaceDistances:
     """Measure two bool masks of one shape, outside of which there is nothing."""
-    codes = [_neighbourhood_codes(mask) for mask in (truth, prediction)]
+    offsets = _near_offsets(spacing)[0]
+    margin = tuple(int(reach) for reach in np.abs(offsets).max(0))
+    codes = [_neighbourhood_codes(mask, margin) for mask in (truth, prediction)]
+    shape = codes[0].shape
     whole = np.uint8(2**2**truth.ndim - 2)
+    codes = [code.ravel() for code in codes]
     borders = [(code - np.uint8(1)) < whole for code in codes]  # neither wholly outside (0) nor inside (all bits)
+    places = [np.flatnonzero(border) for border in borders]
     areas = surface_element_areas(spacing)
-    weights = [areas[code[border]] for code, border in zip(codes, borders, strict=True)]
-    lengths = [_nearest(borders[0], borders[1], spacing), _nearest(borders[1], borders[0], spacing)]
-    orders = [np.argsort(length, kind="stable") for length in lengths]
-    return SurfaceDistances(lengths[0][orders[0]], weights[0][orders[0]], lengths[1][orders[1]], weights[1][orders[1]])
+    found = []
+    for own, other in ((0, 1), (1, 0)):
+        lengths = _nearest(places[own], borders[other], places[other], shape, spacing)
+        order = np.argsort(lengths, kind="stable")
+        found += [lengths[order], areas[codes[own][places[own]]][order]]
+    return SurfaceDistances(*found)
 
 
-def _neighbourhood_codes(mask: np.ndarray) -> np.ndarray:
-    """Return the code of the 2x2x2 (2x2) voxels around each corner point: an axis of n voxels has n + 1 points."""
-    code = np.pad(mask, 1).astype(np.uint8)
+def _neighbourhood_codes(mask: np.ndarray, margin: tuple[int, ...]) -> np.ndarray:
+    """Return the code of the 2x2x2 (2x2) voxels around each corner point, and zeros in a margin around.
+
+    An axis of n voxels has n + 1 corner points, and ``margin`` more on either side.
+    """
+    code = np.zeros([size + 2 + 2 * more for size, more in zip(mask.shape, margin, strict=True)], np.uint8)
+    code[tuple(slice(more + 1, more + 1 + size) for size, more in zip(mask.shape, margin, strict=True))] = mask
     for step, axis in enumerate(reversed(range(mask.ndim))):
         before = code[(slice(None),) * axis + (slice(None, -1),)]
         after = code[(slice(None),) * axis + (slice(1, None),)]
-        code = before << np.uint8(2**step) | after
+        code = before << np.uint8(2**step)
+        code |= after
     return code
 
 
-def _nearest(points: np.ndarray, targets: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
-    """Return the distance in mm from each point (True, in reading order) to the nearest target.
+@functools.lru_cache(maxsize=64)
+def _near_offsets(spacing: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return about `_NEAR` places around a point, nearest first: no place that is left out is nearer than the last one.
 
-    A distance transform costs the same for every voxel of the box, a tree for every point: the cheaper one is taken.
-    Both are exact, and compute the distance from the whole number of voxels between the two points.
+    Returns:
+        Steps along the axes, (n, axes) int64, and their lengths in mm, (n,).
     """
-    count = np.count_nonzero(points)
-    if not count:
-        return np.empty(0)
-    if not targets.any():
-        return np.full(count, np.inf)
-    apart = points & ~targets
-    if 4 * (np.count_nonzero(apart) + np.count_nonzero(targets)) > points.size:
-        return ndimage.distance_transform_edt(~targets, sampling=spacing)[points]
-    distances = np.zeros(count)
     step = np.asarray(spacing)
-    start, goal = np.argwhere(apart), np.argwhere(targets)
-    if len(start):
-        tree = cKDTree(goal * step, compact_nodes=False, balanced_tree=False)
-        offset = (goal[tree.query(start * step)[1]] - start) * step
-        distances[apart[points]] = np.sqrt((offset * offset).sum(1))
+    ball = 4 / 3 * math.pi if len(step) == 3 else math.pi
+    reach = (_NEAR * np.prod(step) / ball) ** (1 / len(step))
+    counts = np.minimum(reach / step, _NEAR).astype(int)
+    grid = np.meshgrid(*(np.arange(-count, count + 1) for count in counts), indexing="ij")
+    steps = np.stack(grid, -1).reshape(-1, len(step))
+    lengths = np.sqrt(((steps * step) ** 2).sum(1))
+    order = np.argsort(lengths, kind="stable")[1 : _NEAR + 1]  # the first of all is the point itself
+    order = order[lengths[order] <= reach]
+    return steps[order], lengths[order]
+
+
+def _nearest(
+    points: np.ndarray, target_mask: np.ndarray, targets: np.ndarray, shape: tuple[int, ...], spacing: tuple[float, ...]
+) -> np.ndarray:
+    """Return the distance in mm from each point to the nearest target.
+
+    Where two segmentations agree, the nearest target lies a few steps away: the places around a point are looked at from
+    near to far, and most points are done soon. What is left is held against all targets if these are few, else searched
+    by a tree, whose cost is that of the points, or by a distance transform, whose cost is that of the box. All ways are
+    exact, and compute the distance from the whole number of voxels between two points.
+
+    Args:
+        points: Flat indices into the box, (n,).
+        target_mask: Whether a place of the box is a target, flat. The box has the margin of `_near_offsets`.
+        targets: Flat indices of the targets.
+        shape: Of the box.
+        spacing: In mm, in the order of the axes.
+    """
+    if not len(targets):
+        return np.full(len(points), np.inf)
+    distances = np.zeros(len(points))
+    left = np.flatnonzero(~target_mask[points])
+    steps, lengths = _near_offsets(spacing)
+    strides = np.cumprod((1, *shape[:0:-1]))[::-1]
+    offsets = steps @ strides
+    begin = 0
+    for end in _NEAR_ROUNDS:
+        if not len(left) or (begin > _NEAR_ROUNDS[0] and 2 * len(left) > len(points)):
+            break  # done, or the two surfaces are far apart
+        missed = []
+        for start in range(0, len(left), _PAIRS // (end - begin)):
+            part = left[start : start + _PAIRS // (end - begin)]
+            hit = target_mask[points[part, None] + offsets[begin:end]]
+            first = hit.argmax(1)
+            found = hit[np.arange(len(part)), first]
+            distances[part[found]] = lengths[begin:end][first[found]]
+            missed.append(part[~found])
+        left, begin = np.concatenate(missed), end
+    if len(left):
+        distances[left] = _nearest_far(points[left], target_mask, targets, shape, np.asarray(spacing))
     return distances
+
+
+def _nearest_far(
+    points: np.ndarray, target_mask: np.ndarray, targets: np.ndarray, shape: tuple[int, ...], step: np.ndarray
+) -> np.ndarray:
+    """Return what `_nearest` returns, at a cost that does not depend on how far the targets are."""
+    start, goal = (np.stack(np.unravel_index(flat, shape), 1) for flat in (points, targets))
+    if len(points) * len(targets) <= _PAIRS // 4:
+        apart = ((start[:, None, axis] - goal[:, axis]) * step[axis] for axis in range(len(shape)))
+        return np.sqrt(functools.reduce(np.add, (lengths * lengths for lengths in apart)).min(1))
+    if _POINT_COST * len(points) + _TARGET_COST * len(targets) > target_mask.size:
+        from scipy import ndimage
+
+        found = ndimage.distance_transform_edt(
+            ~target_mask.reshape(shape), sampling=tuple(step), return_distances=False, return_indices=True
+        )
+        nearest = found.reshape(len(shape), -1)[:, points].T
+    else:
+        from scipy.spatial import cKDTree
+
+        tree = cKDTree(goal * step, compact_nodes=False, balanced_tree=False)
+        nearest = goal[tree.query(start * step)[1]]
+    return np.sqrt((((nearest - start) * step) ** 2).sum(1))
 
 
 def _area_percentile(distances: np.ndarray, areas: np.ndarray, percentile: float) -> float:
@@ -294,11 +373,7 @@ def _area_percentile(distances: np.ndarray, areas: np.ndarray, percentile: float
 
 
 def _checked(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]) -> tuple[float, ...]:
-    if truth.shape != prediction.shape:
-        raise DataError(
-            f"truth has shape {truth.shape}, prediction has {prediction.shape}; bring both to one grid before "
-            "comparing."
-        )
+    require_same_shape(truth, prediction)
     if truth.ndim not in (2, 3):
         raise DataError(f"surfaces are measured in 2D and 3D masks, this one has shape {truth.shape}.")
     numbers = tuple(float(step) for step in spacing)
@@ -309,15 +384,9 @@ def _checked(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]
     return numbers
 
 
-def _indexable(labels: np.ndarray) -> np.ndarray:
-    return labels.view(np.uint8) if labels.dtype == bool else labels
-
-
-def _union(*boxes: tuple[slice, ...] | None) -> tuple[slice, ...] | None:
-    """Return the smallest box that holds all `boxes`, None being an empty one."""
-    found = [box for box in boxes if box is not None]
-    if not found:
-        return None
-    return tuple(
-        slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in zip(*found, strict=True)
-    )
+def _numbered(volume: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    """Return `volume` with each of `labels` replaced by its place in them, counted from 1, and all else by 0."""
+    order = np.argsort(labels)
+    known = np.asarray(labels)[order]
+    place = np.minimum(np.searchsorted(known, volume), len(known) - 1)
+    return np.where(known[place] == volume, order[place] + 1, 0)

@@ -24,7 +24,7 @@ class Record:
         case_id: Name of the case; None if the sample has none: then its place in the data set names it.
         place: Number of the sample in the order in which the data set was gone through, over all processes.
         z_index: Number of the slice in its volume, None for a whole volume or image.
-        counts: (K, 3) true positives, false positives and false negatives.
+        counts: (K, 4) true positives, false positives, false negatives and true negatives.
         values: Surface measures of a whole volume, name -> (K,); None for a slice.
         maps: Packed labels of a slice for surface measures of its volume; None if none are wanted.
         spacing: Voxel spacing in mm, three numbers in order (Z, Y, X), None if the sample does not say.
@@ -95,7 +95,7 @@ def gather_cases(records: list[Record], size: int) -> dict[str, list[Record]]:
 
 
 def sum_counts(records: Iterable[Record]) -> np.ndarray:
-    """Return the counts of a case, (K, 3): the sum over its slices."""
+    """Return the counts of a case, (K, 4): the sum over its slices."""
     return np.sum([record.counts for record in records], axis=0)
 
 

@@ -46,7 +46,7 @@ class SegmentationMetric(BaseMetric):
     * `unlabelled`: number of samples that were skipped because they have no truth.
 
     Args:
-        measures: Names out of Dice, IoU, Precision, Recall (fractions), HD95, HD, ASSD (mm) and NSD (fraction).
+        measures: Names out of Dice, IoU, Precision, Recall, Specificity (fractions), HD95, HD, ASSD (mm), NSD (fraction).
         nsd_tolerance_mm: Distance in mm that the normalised surface Dice still takes for agreement.
         classes: Names of all classes, background first. ``None``: those of the data set's metainfo.
         ignore_background: Leave class 0 out of rows and means. Surface measures never include it.

@@ -7,84 +7,225 @@ import hashlib
 import os
 import pickle
 import random
+import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from itkit._support.files import replace_when_complete
-from itkit.errors import CheckpointError
+from itkit._support.files import flush_folder, replace_when_complete
+from itkit._support.transient import retrying
+from itkit.errors import CheckpointError, UntrustedCheckpoint
+
+_BLOCK = 1 << 20
 
 
-def save(checkpoint: dict[str, Any], path: Path) -> str:
-    """Write `checkpoint` to `path` (beside it first, then renamed) and return its SHA-256.
+def save(checkpoint: dict[str, Any], path: Path, *, say: Callable[[str], None] | None = None) -> str:
+    """Write `checkpoint` to `path` and return its SHA-256, which is that of the bytes as they were produced.
+
+    The file is written beside `path`, flushed to the disk, read back, compared, and renamed only then; so what stood at
+    `path` is replaced by a proven file or stays. The system is asked to forget its copy in memory before the file is read
+    back. Errors that pass, a difference between what was written and what is read among them, are waited out.
+
+    Args:
+        checkpoint: What `frozen` returns, or anything that `load` takes.
+        path: The file.
+        say: Called with one line before each further attempt.
 
     Raises:
-        OSError: If the disk is full or the folder is read-only; what stood at `path` is untouched.
+        OSError: If the disk is full, the folder read-only, or an error stays; what stood at `path` is untouched.
     """
+    path = Path(path)
+    return retrying(lambda: _save(checkpoint, path), say=say)
+
+
+def copy_file(source: Path, path: Path, sha256_expected: str | None) -> None:
+    """Let `path` be `source`: under a second name where the file system has links, else as a proven copy.
+
+    Removing one of the two later does not touch the other. The new name appears at once, and replaces what stood there.
+
+    Raises:
+        OSError: If neither is possible, or `source` does not have the expected checksum.
+    """
+    retrying(lambda: _copy_file(source, path, sha256_expected))
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> str:
     with replace_when_complete(path) as temporary:
+        with open(temporary, "wb") as stream:
+            produced = _Digesting(stream)
+            try:
+                torch.save(checkpoint, produced)
+            except RuntimeError as error:  # torch hides what the system said behind a complaint of its own
+                if produced.error is None and "inline_container" not in str(error):
+                    raise
+                number = errno.EIO if shutil.disk_usage(path.parent).free > 1 << 20 else errno.ENOSPC
+                raise (produced.error or OSError(number, os.strerror(number))) from error
+            _to_disk(stream)
+        _require_same(temporary, produced.hexdigest(), path)
+    return produced.hexdigest()
+
+
+def _copy_file(source: Path, path: Path, sha256_expected: str | None) -> None:
+    link = path.with_name(f".link.part-{path.name}")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(source, link)
+        os.replace(link, path)
+        flush_folder(path.parent)
+        return
+    except OSError:
+        link.unlink(missing_ok=True)
+    with replace_when_complete(path) as temporary:
+        with open(source, "rb") as original, open(temporary, "wb") as stream:
+            produced = _Digesting(stream)
+            while block := original.read(_BLOCK):
+                produced.write(block)
+            _to_disk(stream)
+        _require_same(temporary, sha256_expected or produced.hexdigest(), path)
+
+
+class _Digesting:
+    """A stream to write to that computes the SHA-256 of what passes, and remembers what the system refused."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream, self._digest = stream, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
         try:
-            torch.save(checkpoint, temporary)
-        except RuntimeError as error:
-            if "inline_container" not in str(error):  # how torch says that the system refused to write
-                raise
-            number = errno.EIO if shutil.disk_usage(path.parent).free > 1 << 20 else errno.ENOSPC
-            raise OSError(number, os.strerror(number)) from error
-        digest = sha256(temporary)
-    return digest
+            return self._stream.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
-def load(path: Path, map_location: Any = "cpu", *, sha256_expected: str | None = None) -> dict[str, Any]:
+def _to_disk(stream: BinaryIO) -> None:
+    """Flush a written file, and let the system forget its copy in memory, so that reading it asks the device."""
+    stream.flush()
+    os.fsync(stream.fileno())
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _require_same(temporary: Path, expected: str, path: Path) -> None:
+    if sha256(temporary) != expected:
+        raise OSError(errno.EIO, "what is read back is not what was written", str(path))
+
+
+def load(
+    path: Path, map_location: Any = "cpu", *, sha256_expected: str | None = None, trusted: bool = False
+) -> dict[str, Any]:
     """Return the checkpoint at `path`, reading tensors and plain data only (``weights_only=True``).
 
     Args:
         path: The file.
         map_location: As in ``torch.load``.
-        sha256_expected: The checksum recorded when it was written; None reads without the comparison.
+        sha256_expected: The checksum recorded when it was written; None compares the checksums inside the file.
+        trusted: Read Python objects too, which can run code of whoever wrote the file.
 
     Raises:
-        CheckpointError: If the file is missing, empty, truncated, altered, or holds objects that would run code.
+        CheckpointError: If the file is missing, empty, truncated or altered.
+        UntrustedCheckpoint: If it holds objects that could run code, and is not `trusted`.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint.")
-    if sha256_expected and sha256(path) != sha256_expected:
-        raise CheckpointError(f"{path}: is damaged (its checksum is not the one recorded when it was written).")
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        retrying(lambda: _require_whole(path, sha256_expected))
+        return torch.load(path, map_location=map_location, weights_only=not trusted)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds Python objects beside tensors and plain data, and loading them could run foreign code. "
-            "If you trust its origin, convert it once with torch.load(..., weights_only=False) and save its state_dict."
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if name is None:
+            raise CheckpointError(f"{path}: is damaged, or is no checkpoint.") from error
+        raise UntrustedCheckpoint(
+            f"{path}: holds Python objects ({name[1]}) beside tensors and plain data, and loading them could run foreign "
+            "code. If you trust its origin: --trust-checkpoint."
         ) from error
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"{path}: holds objects of a package that is not here ({error}).") from error
     except (EOFError, RuntimeError, zipfile.BadZipFile, OSError, KeyError) as error:
         raise CheckpointError(
             f"{path}: is damaged or incomplete ({' '.join(str(error).split())[:200] or 'it ends too early'})."
         ) from error
 
 
+def _require_whole(path: Path, sha256_expected: str | None) -> None:
+    """Raise if a file is not the one that was recorded, or, without a record, if it contradicts itself."""
+    if sha256_expected:
+        if sha256(path) != sha256_expected:
+            raise CheckpointError(f"{path}: is damaged (its checksum is not the one recorded when it was written).")
+    elif zipfile.is_zipfile(path):  # PyTorch itself does not look at these checksums
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken:
+            raise CheckpointError(f"{path}: is damaged (the checksum of its part {broken} is wrong).")
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as a hexadecimal word."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
+        while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
 
 
 def plain(value: Any) -> Any:
     """Return `value` with NumPy scalars and arrays, paths and unknown objects turned into data that any load accepts."""
+    return _plain(value, lambda tensor: tensor.detach().cpu())
+
+
+def copy_to_keep(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy on the CPU that `frozen` takes as it is; for hooks that add large tensors to a checkpoint."""
+    copy = tensor.detach().to("cpu", copy=True)
+    copy.is_to_keep = True
+    return copy
+
+
+def frozen(value: Any, *, own: Any = None) -> Any:
+    """Return `value` as `plain` does, with copies of all tensors, so that training on cannot change it.
+
+    Args:
+        value: Nested dictionaries and lists.
+        own: Nested tensors that are copies already; those are taken as they are wherever they occur in `value`, and so
+            are those of `copy_to_keep`.
+    """
+    kept: set[int] = set()
+    _plain(own, lambda tensor: kept.add(tensor.untyped_storage().data_ptr()))
+    copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        is_copy = getattr(tensor, "is_to_keep", False) or tensor.untyped_storage().data_ptr() in kept
+        if is_copy and tensor.device.type == "cpu":
+            return tensor.detach()
+        if id(tensor) not in copies:
+            copies[id(tensor)] = (tensor, tensor.detach().to("cpu", copy=True))
+        return copies[id(tensor)][1]
+
+    return _plain(value, copied)
+
+
+def _plain(value: Any, of_tensor: Callable[[torch.Tensor], Any]) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
+        return of_tensor(value)
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, dict):
-        return {key if isinstance(key, (str, int)) else str(key): plain(item) for key, item in value.items()}
+        return {key if isinstance(key, (str, int)) else str(key): _plain(v, of_tensor) for key, v in value.items()}
     if isinstance(value, (list, tuple, set)):
-        return [plain(item) for item in value]
+        return [_plain(item, of_tensor) for item in value]
     if isinstance(value, np.generic):
         return value.item()
     for kind in (int, float, str):
@@ -95,8 +236,12 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def random_state() -> dict[str, Any]:
-    """Return the states of all global generators (Python, NumPy, torch, CUDA) as plain data."""
+def random_state(*, every_device: bool = True) -> dict[str, Any]:
+    """Return the states of this process's global generators (Python, NumPy, torch, CUDA) as plain data.
+
+    Args:
+        every_device: Of all GPUs that are visible; False: of the current one, where each process has its own.
+    """
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     state = {
@@ -105,16 +250,20 @@ def random_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state_all() if every_device else [torch.cuda.get_rng_state()]
     return state
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Set all global generators to what `random_state` returned."""
+    """Set all global generators of this process to what `random_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"].cpu())
-    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+    if "cuda" not in state or not torch.cuda.is_available():
+        return
+    if len(state["cuda"]) == 1:
+        torch.cuda.set_rng_state(state["cuda"][0].cpu())
+    elif len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

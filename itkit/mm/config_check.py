@@ -23,6 +23,8 @@ ENGINE_KEYS = {
     "precision": ("fp32", "bf16", "fp16"),
     "compile": None,
     "cpu_threads": None,
+    "sync_bn": (False, True, "torch"),
+    "find_unused_parameters": (False, True),
 }
 RUNNER_KEYS = frozenset(
     [
@@ -128,7 +130,7 @@ def _top_level(config: Config) -> Iterator[str]:
     for key, allowed in ENGINE_KEYS.items():
         value = config.get(key)
         if allowed and value is not None and value not in allowed:
-            yield f"{key} = {value!r} is not one of {', '.join(allowed)}."
+            yield f"{key} = {value!r} is not one of {', '.join(map(str, allowed))}."
     threads = config.get("cpu_threads")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         yield f"cpu_threads = {threads!r} is not a positive whole number."

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
-import multiprocessing
+import ctypes
+import multiprocessing.connection
 import os
 import pickle
 import random
@@ -12,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,12 @@ from itkit.errors import ItkitError, TrainingError
 _IDLE, _LOADING = 0, 1
 _SLOT_SIZE = 3
 """Numbers a worker publishes about itself: idle or loading, dataset index, position in the stream (-1: none)."""
+_DEATH_S = 5.0
+"""How long a process whose connection broke may take to end."""
+_CLOSING = -1
+"""Behind them all: whether the workers are told to end."""
+_SIGNAL_AT_DEATH_OF_PARENT = 1
+"""PR_SET_PDEATHSIG of Linux."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -103,13 +112,22 @@ class _GuardedCollate:
 
 
 class _WorkerStart:
-    """Sets up a worker process: its own seed, one thread, deaf to Ctrl-C (the main process stops it)."""
+    """Sets up a worker process: its own seed, one thread, deaf to requests to stop, which the main process answers.
 
-    def __init__(self, then: Callable[[int], None] | None, seed: int):
-        self.then, self.seed = then, seed
+    Batch systems, terminals and torchrun send them to all processes of a run, and the main process may need further batches
+    until it stops. A worker obeys SIGTERM when its loader is being closed, and ends with its main process in any case.
+    """
+
+    def __init__(self, then: Callable[[int], None] | None, seed: int, slots: Any):
+        self.then, self.seed, self.slots = then, seed, slots
+        self.main_process = os.getpid()
 
     def __call__(self, worker_id: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for name in ("SIGINT", "SIGUSR1"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._end_if_closing)
+        end_with_parent()
         torch.set_num_threads(1)
         os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
         if "SimpleITK" in sys.modules:
@@ -120,6 +138,27 @@ class _WorkerStart:
         torch.manual_seed(int(state))
         if self.then is not None:
             self.then(worker_id)
+
+    def _end_if_closing(self, number: int, frame: Any) -> None:
+        if self.slots[_CLOSING] or os.getppid() != self.main_process:
+            os._exit(128 + number)
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when the one that started it ends, however that happens (Linux; elsewhere nothing)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_SIGNAL_AT_DEATH_OF_PARENT, signal.SIGKILL)
+
+
+_open_loaders: weakref.WeakSet[GuardedDataLoader] = weakref.WeakSet()
+
+
+@atexit.register
+def _let_workers_end() -> None:
+    """Let Python end the workers of loaders that nobody closed."""
+    for loader in _open_loaders:
+        loader._slots[_CLOSING] = 1
 
 
 def memory_report() -> str:
@@ -179,9 +218,10 @@ class GuardedDataLoader:
         self._slots = None
         if loader.num_workers > 0:
             empty = [_IDLE, -1, -1] * loader.num_workers
-            self._slots = multiprocessing.get_context("spawn").RawArray("q", empty)
+            self._slots = multiprocessing.get_context("spawn").RawArray("q", [*empty, 0])
             settings["persistent_workers"] = True
-            settings["worker_init_fn"] = _WorkerStart(loader.worker_init_fn, seed)
+            settings["worker_init_fn"] = _WorkerStart(loader.worker_init_fn, seed, self._slots)
+            _open_loaders.add(self)
         if loader.generator is None:
             settings["generator"] = torch.Generator().manual_seed(seed)
         if not isinstance(loader.dataset, IterableDataset):
@@ -196,6 +236,10 @@ class GuardedDataLoader:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def take_batches_from(self, batch_sampler: Any) -> None:
+        """Let the indices of batches come from `batch_sampler` from now on; before the first iteration only."""
+        vars(self._guarded)["batch_sampler"] = batch_sampler
 
     def __iter__(self) -> Iterator[Any]:
         with self.guarding():
@@ -224,7 +268,9 @@ class GuardedDataLoader:
         """
         try:
             yield
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it died while handing a batch over
+            if not isinstance(error, RuntimeError):
+                self._wait_for_death()
             death = self._describe_death()
             if death is None:
                 raise
@@ -237,7 +283,9 @@ class GuardedDataLoader:
         vars(self._guarded)["_iterator"] = None
         shut_down = getattr(iterator, "_shutdown_workers", None)
         if shut_down is not None:
+            self._slots[_CLOSING] = 1
             shut_down()
+            self._slots[_CLOSING] = 0
 
     def case_name(self, index: int) -> str:
         """Return how the dataset calls sample `index`: its case id where it can say one, else the index."""
@@ -254,6 +302,12 @@ class GuardedDataLoader:
             if answer:
                 return f"{answer} (index {index})"
         return f"index {index}"
+
+    def _wait_for_death(self) -> None:
+        """Wait until a worker whose connection broke is seen to be dead."""
+        workers = {process.sentinel: process for process in getattr(self._iterator, "_workers", ())}
+        for sentinel in multiprocessing.connection.wait(workers, timeout=_DEATH_S) if workers else ():
+            workers[sentinel].join(_DEATH_S)  # its files are closed a moment before it can be waited for
 
     def _describe_death(self) -> str | None:
         """Return what happened to the first dead worker, or None if none is dead."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from itkit._support.suggestions import did_you_mean
 from itkit.errors import ConfigError
 from itkit.mm.loader import GuardedDataLoader, guard_loader
 from itkit.mm.memory import keep_freed_memory
-from itkit.mm.samplers import StreamSampler
+from itkit.mm.samplers import PlacedBatches, StreamSampler
+from itkit.mm.saving import is_between_steps
 from itkit.registry import LOOPS
 
 POSITION_KEY = "stream_position"
 """Where the message hub (and so a checkpoint) keeps the position of the next sample that was not trained on."""
+
+VALIDATED_KEY = "validated_step"
+"""Where it keeps the number of iterations after which there was a validation last."""
 
 
 def _guarded(runner: Any, dataloader: Any) -> GuardedDataLoader:
@@ -42,6 +47,60 @@ def _running(runner: Any, loader: GuardedDataLoader) -> Iterator[None]:
         raise
 
 
+def _must_stop(loop: Any) -> bool:
+    """Whether training ends after this iteration: asked for, and no gradients wait for the optimizer's step."""
+    asked = loop.stop_training or getattr(loop.runner, "stop_training", False)
+    return asked and not is_between_steps(loop.runner.optim_wrapper)
+
+
+def _validate(loop: Any) -> None:
+    """Validate, and note that it is done: a checkpoint of this step then does not ask for it again.
+
+    Where training is asked to stop, it is left out; a resumed run makes up for it.
+    """
+    if getattr(loop.runner, "stop_training", False) and _must_stop(loop):
+        return
+    hub = loop.runner.message_hub
+    hub.update_info(VALIDATED_KEY, loop._iter)
+    try:
+        loop.runner.val_loop.run()
+    except BaseException:
+        hub.update_info(VALIDATED_KEY, None)
+        raise
+    loop.runner.model.train()
+
+
+def _is_to_be_made_up(loop: Any) -> bool:
+    return loop._iter > 0 and not _must_stop(loop) and loop.runner.message_hub.get_info(VALIDATED_KEY) != loop._iter
+
+
+class _Epochs:
+    """The batches of a finite sampler, epoch by epoch, from any batch on without reading those before.
+
+    Args:
+        loader: The training loader.
+        seed: Of the samples' generators.
+    """
+
+    def __init__(self, loader: GuardedDataLoader, seed: int):
+        self._loader = loader
+        self._sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+        self._placed = None
+        if loader.batch_sampler is not None and hasattr(loader.sampler, "__len__"):
+            self._placed = PlacedBatches(loader.batch_sampler, len(loader.sampler), seed)
+            loader.take_batches_from(self._placed)
+
+    def batches(self, epoch: int, done: int = 0, passed: int = 0) -> Iterator[Any]:
+        """Yield the batches of `epoch` after the first `done`; `passed` samples are passed over by the sampler itself."""
+        if hasattr(self._sampler, "set_epoch"):
+            self._sampler.set_epoch(epoch)
+        if self._placed is not None:
+            self._placed.begin(epoch, done, passed)
+            yield from self._loader
+        else:
+            yield from itertools.islice(self._loader, done, None)
+
+
 @LOOPS.register_module()
 class IterBasedTrainLoop(engine_loops.IterBasedTrainLoop):
     """Iteration-based training on a stream of samples that resumes at its position, without replaying a batch.
@@ -49,8 +108,9 @@ class IterBasedTrainLoop(engine_loops.IterBasedTrainLoop):
     With a `StreamSampler` the loop starts at ``runner.stream_position`` if the runner has that attribute (an int: global
     number of samples drawn before), else at the position that the resumed checkpoint carries, else at iterations times
     batch size times processes. Finite samplers work too: they are restarted at their end, and on resume set to their
-    epoch and advanced. Training stops at `max_iters`, when ``loop.stop_training`` is set (early stopping), or when
-    ``runner.stop_training`` is set (a stop request from outside).
+    epoch and advanced without reading a sample. Training stops at `max_iters`, when ``loop.stop_training`` is set (early
+    stopping), or when ``runner.stop_training`` is set (a stop request from outside); where gradients of several iterations
+    are added up, at the next step of the optimizer.
 
     Only the hooks that override a stage are called in it; they are looked up once per run.
 
@@ -93,11 +153,12 @@ class IterBasedTrainLoop(engine_loops.IterBasedTrainLoop):
             batches = self._batches()
             self._make_up_for_validation()
             self.runner.model.train()
-            while self._iter < self._max_iters and not self._must_stop():
+            while self._iter < self._max_iters and not _must_stop(self):
                 self.run_iter(next(batches))
                 self._decide_current_val_interval()
                 self._validate_if_due()
-            self.runner.call_hook("after_train_epoch")
+            if self._iter >= self._max_iters or self.stop_training:  # what is asked to stop from outside goes on later
+                self.runner.call_hook("after_train_epoch")
             self.runner.call_hook("after_train")
         return self.runner.model
 
@@ -118,12 +179,9 @@ class IterBasedTrainLoop(engine_loops.IterBasedTrainLoop):
             for stage in ("before_train_iter", "after_train_iter")
         }
 
-    def _must_stop(self) -> bool:
-        return self.stop_training or getattr(self.runner, "stop_training", False)
-
     def _make_up_for_validation(self) -> None:
         """Validate a resumed run where it stopped, if that is due: checkpoints are written before the validation."""
-        if self._iter and not self._must_stop():
+        if _is_to_be_made_up(self):
             self._decide_current_val_interval()
             self.runner.message_hub.update_info("iter", self._iter - 1)  # as it was when the validation was due
             self._validate_if_due()
@@ -132,8 +190,7 @@ class IterBasedTrainLoop(engine_loops.IterBasedTrainLoop):
         if self.runner.val_loop is None or self._iter < self.val_begin:
             return
         if self._iter % self.val_interval == 0 or self._iter == self._max_iters:
-            self.runner.val_loop.run()
-            self.runner.model.train()
+            _validate(self)
 
     def _decide_current_val_interval(self) -> None:
         if len(self.dynamic_intervals) > 1:
@@ -175,27 +232,22 @@ class IterBasedTrainLoop(engine_loops.IterBasedTrainLoop):
             yield batch
 
     def _epochs(self, sampler: Any) -> Iterator[Any]:
-        loader = self.dataloader
+        loader, epochs = self.dataloader, _Epochs(self.dataloader, getattr(self.runner, "seed", None) or 0)
         epoch, done = divmod(self._iter, max(len(loader), 1))
-        if self._iter and hasattr(sampler, "skip"):
-            sampler.skip(self._iter * self._batch_size())
-            done = 0
+        passed = 0
+        if hasattr(sampler, "skip"):  # an endless one, whose epochs are only a way to count
+            epoch, done, passed = 0, 0, self._iter * self._batch_size()
+            if passed:
+                sampler.skip(passed)
         while True:
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(epoch)
-            empty = True
-            for batch in loader:
-                empty = False
-                if done > 0:
-                    done -= 1
-                    continue
-                yield batch
-            if empty:
+            first = self._iter
+            yield from epochs.batches(epoch, done, passed)
+            if self._iter == first and not done:
                 raise ConfigError(
                     f"the training loader yields no batch: {len(loader.dataset)} samples do not fill one batch of "
                     f"{loader.batch_size}; lower batch_size or use StreamSampler."
                 )
-            epoch += 1
+            epoch, done, passed = epoch + 1, 0, 0
 
 
 _SCHEDULE_KEYS = tuple(inspect.signature(schedule).parameters)
@@ -283,7 +335,17 @@ class IterBasedTrainLoop_SupportProfiler(IterBasedTrainLoop):
 
 @LOOPS.register_module()
 class EpochBasedTrainLoop(engine_loops.EpochBasedTrainLoop):
-    """MMEngine's epoch-based training over a guarded loader.
+    """Epoch-based training that resumes within an epoch, without reading a batch twice.
+
+    Each epoch the sampler is told its number (``set_epoch``), and the randomness of a sample follows from the seed and the
+    number of samples before it. A resumed run goes on with the batch after the last one, and makes up for a validation that
+    was due when it stopped. Training stops as in `IterBasedTrainLoop`, in the middle of an epoch if need be.
+
+    Args:
+        runner: The runner.
+        dataloader: Loader, or its config.
+        *args: As in MMEngine: `max_epochs`, `val_begin`, `val_interval`, `dynamic_intervals`.
+        **kwargs: The same.
 
     Raises:
         ConfigError: If the sampler is the endless `StreamSampler`.
@@ -297,11 +359,52 @@ class EpochBasedTrainLoop(engine_loops.EpochBasedTrainLoop):
                 "StreamSampler never ends, and EpochBasedTrainLoop waits for the end of an epoch; use "
                 "sampler=dict(type='DefaultSampler', shuffle=True), or IterBasedTrainLoop with max_iters."
             )
+        self._epochs = _Epochs(self.dataloader, getattr(runner, "seed", None) or 0)
 
     def run(self) -> torch.nn.Module:
         """Train, validate on the way, and return the model."""
         with _running(self.runner, self.dataloader):
-            return super().run()
+            self.runner.call_hook("before_train")
+            self._make_up_for_validation()
+            while self._epoch < self._max_epochs and not _must_stop(self):
+                self.run_epoch()
+                if self._is_at_an_end():
+                    self._decide_current_val_interval()
+                    self._validate_if_due()
+            self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        """Train on what is left of the present epoch, or until a stop is asked for."""
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        length = len(self.dataloader)
+        done = self._iter - self._epoch * length
+        if done < length:
+            batches = self._epochs.batches(self._epoch, done)
+            for index, batch in enumerate(batches, start=done):
+                self.run_iter(index, batch)
+                if _must_stop(self) and self._iter < (self._epoch + 1) * length:
+                    batches.close()
+                    return
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+    def _is_at_an_end(self) -> bool:
+        return self._iter == self._epoch * len(self.dataloader)
+
+    def _make_up_for_validation(self) -> None:
+        """Validate a resumed run where it stopped, if that is due."""
+        if self._epoch and self._is_at_an_end() and _is_to_be_made_up(self):
+            self._decide_current_val_interval()
+            self.runner.message_hub.update_info("iter", self._iter - 1)  # as it was when the validation was due
+            self._validate_if_due()
+
+    def _validate_if_due(self) -> None:
+        if self.runner.val_loop is None or self._epoch < self.val_begin:
+            return
+        if self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs:
+            _validate(self)
 
 
 class _GuardedEvaluation:

@@ -18,6 +18,9 @@ _HOMES = {
     "DataWaitHook": "itkit.mm.hooks.data_wait",
     "NonFiniteLossHook": "itkit.mm.hooks.nonfinite",
     "ProgressHook": "itkit.mm.hooks.progress",
+    "RemasteredDDP": "itkit.mm.strategies.ddp",
+    "RemasteredFSDP": "itkit.mm.strategies.fsdp",
+    "RemasteredFSDP_Strategy": "itkit.mm.strategies.fsdp_strategy",
     "multi_sample_collate": "itkit.dataset.collate",
 }
 

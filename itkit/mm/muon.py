@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from itkit.errors import ConfigError
+from itkit.mm.model_state import local, part_of, whole
 from itkit.mm.optim import mgam_OptimWrapperConstructor
 from itkit.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 
@@ -117,11 +118,11 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(weight)
             average = state["momentum"].lerp_(weight.grad, 1 - momentum)
-            update = weight.grad.lerp(average, momentum).flatten(1)
+            update = whole(weight.grad.lerp(average, momentum)).flatten(1)
             rows, columns = update.shape
-            update = orthogonalise(update).view(weight.shape)
+            update = part_of(orthogonalise(update).view(weight.shape), weight, copy=False)
             weight.mul_(1 - group["lr"] * group["weight_decay"])
-            weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+            local(weight).add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
     def _adamw(self, group: dict[str, Any], trained: list[Tensor]) -> None:
         for weight in trained:

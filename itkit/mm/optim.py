@@ -9,10 +9,12 @@ import torch
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper as EngineOptimWrapper
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from itkit._support.suggestions import did_you_mean
 from itkit.errors import ConfigError
 from itkit.mm.hooks.runtime_info import ScalarHistory
+from itkit.mm.model_state import whole
 from itkit.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 
 _NORMS = tuple(
@@ -51,6 +53,7 @@ class OptimWrapper(EngineOptimWrapper):
         norm = self.clip_func(parameters, **{"foreach": True, **self.clip_grad_kwargs})
         if norm is None:
             return
+        norm = whole(norm)
         name = f"train/{self.grad_name}"
         history = self.message_hub.log_scalars.get(name)
         if isinstance(history, ScalarHistory):
@@ -163,7 +166,7 @@ class mgam_OptimWrapperConstructor:
         return lr_mult, 1
 
     def _with_fast_defaults(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the optimizer's config with ``fused=True`` where that works and nothing else was asked for."""
+        """Return the optimizer's config with ``fused=True`` (else ``foreach``) where that works and nothing was asked for."""
         config = dict(self.optimizer_cfg)
         kind = config["type"]
         kind = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
@@ -171,10 +174,18 @@ class mgam_OptimWrapperConstructor:
             return config
         accepted = inspect.signature(kind).parameters
         refuses = any(config.get(key) for key in ("fused", "foreach", "capturable", "differentiable", "maximize"))
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        in_parts = any(isinstance(p, DTensor) for p in parameters) and not issubclass(kind, torch.optim.Adam)
+        if in_parts and config.get("fused"):
+            raise ConfigError(
+                f'optimizer: PyTorch\'s fused {kind.__name__} does not know weights that are cut into parts (parallel = "fsdp"); '
+                "use foreach=True."
+            )
         if "fused" not in accepted or refuses or "fused" in config or "foreach" in config:
             return config
-        parameters = [parameter for group in groups for parameter in group["params"]]
-        if all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters):
+        if in_parts:
+            config["foreach"] = True
+        elif all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters):
             config["fused"] = True
         return config
 

@@ -16,7 +16,6 @@ from mmengine.registry import DefaultScope
 from itkit import registry
 from itkit.errors import ConfigError
 from itkit.mm.preparation import ENGINE_HOOKS
-from itkit.mm.provenance import describe_datasets
 
 
 def build_on_meta(cfg: Config) -> torch.nn.Module:
@@ -128,8 +127,7 @@ def _build_the_rest(cfg: Config, model: torch.nn.Module) -> Iterator[str]:
                     f"{cfg.filename}: the model has num_classes = {wanted}, the {part} dataset has {len(classes)} classes: "
                     f"{', '.join(classes[:20])}."
                 )
-    cases = describe_datasets(datasets)["cases"]
-    yield "cases      " + ", ".join(f"{count} {part}" for part, count in cases.items())
+    yield "cases      " + ", ".join(f"{len(dataset)} {part}" for part, dataset in datasets.items())
     if cfg.get("optim_wrapper") is not None:
         wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper))
         yield f"optimizer  {type(wrapper.optimizer).__name__}, {len(wrapper.optimizer.param_groups)} parameter groups"

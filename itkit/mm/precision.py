@@ -12,6 +12,8 @@ from itkit.errors import ConfigError
 from itkit.mm.optim import OptimWrapper
 from itkit.registry import OPTIM_WRAPPERS
 
+PRECISIONS = ("fp32", "bf16", "fp16")
+
 
 @OPTIM_WRAPPERS.register_module()
 class AutocastOptimWrapper(OptimWrapper):
@@ -46,6 +48,19 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def usable_precision(precision: str | None, device: str) -> str:
+    """Return `precision` where devices of this type (``"cpu"``, ``"cuda"``) compute it fast, else ``"fp32"``.
+
+    Raises:
+        ConfigError: If there is no such precision.
+    """
+    if precision not in (None, *PRECISIONS):
+        raise ConfigError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}.")
+    if device == "cuda" or (precision == "bf16" and cpu_has_bf16()):
+        return precision or "fp32"
+    return "fp32"
+
+
 def apply_precision(optim_wrapper: dict, precision: str | None) -> None:
     """Change the config of the optimizer wrapper to train in `precision`; where the device lacks it, warn and keep float32.
 
@@ -64,10 +79,8 @@ def apply_precision(optim_wrapper: dict, precision: str | None) -> None:
         raise ConfigError(
             f'precision = "{precision}" and optim_wrapper.type = {name} both decide on the precision; keep one.'
         )
-    if torch.cuda.is_available():
+    if usable_precision(precision, "cuda" if torch.cuda.is_available() else "cpu") == precision:
         optim_wrapper["type"] = AutocastOptimWrapper if precision == "bf16" else "AmpOptimWrapper"
-    elif precision == "bf16" and cpu_has_bf16():
-        optim_wrapper["type"] = AutocastOptimWrapper
     else:
         warnings.warn(
             f'precision = "{precision}": this machine computes it slowly or not at all; using float32.', stacklevel=2

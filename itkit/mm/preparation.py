@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,11 @@ def prepare(
     if cfg.get("cpu_threads"):
         torch.set_num_threads(cfg.cpu_threads)
     wrapper = wrapper_config(cfg)
+    if launcher != "none":
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # as MMEngine does, which warns each time
+            os.environ.setdefault(name, "1")
     if wrapper:
-        cfg.setdefault("model_wrapper_cfg", wrapper)
+        cfg.model_wrapper_cfg = wrapper
     if cfg.get("optim_wrapper") is not None:
         apply_precision(cfg.optim_wrapper, cfg.get("precision"))
     if isinstance(cfg.get("compile"), str):

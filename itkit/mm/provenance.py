@@ -41,13 +41,23 @@ def describe_run(config_folder: Path, seed: int | None) -> dict[str, Any]:
     }
 
 
-def describe_datasets(datasets: dict[str, Any]) -> dict[str, Any]:
-    """Return the number of cases per part and a fingerprint of what the datasets hold.
+def describe_datasets(datasets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    """Return what the datasets hold: number of samples and a fingerprint of each part, and the cases with their own.
 
-    A dataset with a ``fingerprint`` method says it itself; of any other only the length is known.
+    A dataset with a ``fingerprints`` method (or ``fingerprint``) says it itself; of any other only the length is known.
+
+    Returns:
+        ``{"cases": {part: count}, "fingerprint": {part: SHA-256} or None}``, and part -> case id -> short checksum of the
+        parts whose datasets know them.
     """
-    prints = {part: d.fingerprint() for part, d in datasets.items() if callable(getattr(d, "fingerprint", None))}
-    return {"cases": {part: len(d) for part, d in datasets.items()}, "fingerprint": prints or None}
+    prints: dict[str, str] = {}
+    cases: dict[str, dict[str, str]] = {}
+    for part, dataset in datasets.items():
+        if callable(getattr(dataset, "fingerprints", None)):
+            prints[part], cases[part] = dataset.fingerprints()
+        elif callable(getattr(dataset, "fingerprint", None)):
+            prints[part] = dataset.fingerprint()
+    return {"cases": {part: len(d) for part, d in datasets.items()}, "fingerprint": prints or None}, cases
 
 
 def git_revision(folder: Path) -> str | None:

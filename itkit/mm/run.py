@@ -1,6 +1,7 @@
 """`mmrun`: find experiments, train, resume, test and report their models.
 
-This file is the shell command and the script that ``torchrun`` starts. It imports torch only when there is work to do.
+This file is the shell command and the script that ``torchrun`` starts, by hand or by ``--nproc``. It imports torch only when
+there is work to do.
 """
 
 from __future__ import annotations
@@ -12,17 +13,16 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # as a script: the package's parent, not this folder
 
 import argparse
-import contextlib
 import json
 import os
-import signal
 import textwrap
-import threading
-from collections.abc import Iterator
 
 from itkit import __version__
-from itkit.errors import ConfigError, ExperimentNotFound, ItkitError, UsageError
+from itkit.errors import ConfigError, ExperimentNotFound, ItkitError, LostContact, UsageError
 from itkit.experiment.names import Experiment, Roots, find_experiment, scan, select_models
+from itkit.mm import launch
+from itkit.mm.agenda import Agenda, exit_code
+from itkit.mm.stopping import StopControl, Stopped
 
 DESCRIPTION = "Train, resume, test and report the models of versioned experiments."
 EPILOG = """
@@ -37,7 +37,8 @@ examples
   mmrun 1.0 --models unet_small --all train, test and report one of them
   mmrun 1.0 --test                    test the best checkpoint of each trained model
   mmrun 1.0 --cfg-options train_cfg.max_iters=4000 optim_wrapper.optimizer.lr=1e-3
-  torchrun --nproc_per_node 4 .../itkit/mm/run.py 1.0
+  mmrun 1.0 --nproc 4 --max-restarts 3   four processes on this machine; after a death all go on from the last checkpoint
+  torchrun --nproc_per_node 4 .../itkit/mm/run.py 1.0   the same by hand, with the parallel of the config
 
 environment
   mm_configdir, mm_workdir, mm_testdir   the roots, where the flags are not given
@@ -45,7 +46,9 @@ environment
   ITKIT_DATA                             folder of the datasets that configs name
 
 exit codes
-  0 all succeeded   1 a model failed   2 usage or config   130 interrupted, 143 terminated (a later start resumes)
+  0 all succeeded   1 a model failed   2 usage or config
+  75 SIGTERM or SIGUSR1: the step was finished and saved; start again to go on (batch systems: requeue)
+  130 Ctrl-C, likewise   143 a second SIGTERM: ended at once; a later start resumes from the last checkpoint
 """
 
 
@@ -90,6 +93,41 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--detect-anomaly", action="store_true", help="name the operation that makes a gradient NaN (slow)"
     )
+    how.add_argument(
+        "--resume-changed",
+        action="store_true",
+        help="go on with a run whose config or data are others than when it began",
+    )
+    how.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="load checkpoints that hold Python objects, which can run code",
+    )
+    how.add_argument(
+        "--nproc",
+        type=launch.nproc,
+        metavar="N",
+        help="train and test in N processes of this machine (gpu: one per GPU), started by torchrun",
+    )
+    how.add_argument(
+        "--max-restarts",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="with --nproc: after one process died, start all again up to N times (at least as often as --auto-retry)",
+    )
+    how.add_argument(
+        "--nnodes", type=_positive, default=1, metavar="N", help="with --nproc: machines that run this command"
+    )
+    how.add_argument(
+        "--rdzv-endpoint", metavar="HOST:PORT", help="with --nnodes: where they meet, a free port of one of them"
+    )
+    how.add_argument(
+        "--dist-timeout",
+        type=_positive,
+        metavar="S",
+        help="seconds after which a process that the others wait for counts as hung (default 1800)",
+    )
     how.add_argument("--local-rank", "--local_rank", type=int, default=None, metavar="N", help="set by launchers")
 
     where = parser.add_argument_group("where")
@@ -107,6 +145,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def say(text: str) -> None:
     """Write one message to the terminal (stderr, so that stdout stays free for results)."""
     sys.stderr.write(text + "\n")
@@ -115,53 +159,40 @@ def say(text: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `mmrun` and return its exit code."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = build_parser().parse_args(words)
+    code = launch.decided_exit_code()
+    if code is not None:
+        return launch.leave(code)
+    control = StopControl(launch.leave)
     try:
-        with _ending_on_sigterm():
-            return _run(arguments)
+        with control.listening():
+            return launch.leave(_run(arguments, words, control))
+    except LostContact as error:  # said already; the launcher may start all processes again
+        control.end_process(error.exit_code, final=False)
     except ItkitError as error:
         say(f"mmrun: {error}")
-        return error.exit_code
+        return launch.leave(error.exit_code, together=False)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has read enough
-        return 0
+        return launch.leave(0)
     except OSError as error:
         say(f"mmrun: {error.filename or 'a file'}: {error.strerror or error}")
-        return 1
-    except KeyboardInterrupt as stop:
-        terminated = isinstance(stop, _Terminated)
-        word = "terminated" if terminated else "interrupted"
-        say(f"mmrun: {word}; a later start resumes from the last checkpoint")
-        return 143 if terminated else 130
+        return launch.leave(1, together=False)
+    except Stopped as stop:
+        code = stop.request.exit_code
+        if launch.rank() == 0:
+            how = "interrupted" if code == 130 else f"asked to end by {stop.request.reason}"
+            say(f"mmrun: {how}; a later start resumes from the last checkpoint (exit code {code})")
+        if not stop.told and launch.world_size() > 1:
+            control.end_process(code, final=False)
+        return launch.leave(code)
+    except KeyboardInterrupt:
+        say("mmrun: interrupted; a later start resumes from the last checkpoint (exit code 130)")
+        return launch.leave(130)
 
 
-class _Terminated(KeyboardInterrupt):
-    """Somebody, such as a batch system, asked this process to end."""
-
-
-@contextlib.contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Let a SIGTERM end the block as Ctrl-C does: workers stopped, files closed, the work directory released."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    process = os.getpid()
-
-    def end(number: int, frame: object) -> None:
-        if os.getpid() != process:  # a loader worker inherited this
-            os._exit(128 + number)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # workers that end too are no news now, and PyTorch would raise
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, words: list[str], control: StopControl) -> int:
     roots = Roots.resolve(arguments.config_root, arguments.work_dir_root, arguments.test_work_dir_root)
     asks_for_work = (
         arguments.all or arguments.test or arguments.test_use_last_ckpt or arguments.check or arguments.smoke
@@ -178,8 +209,18 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ExperimentNotFound(f"{roots.configs}: the folder holds no experiment.")
     chosen = [(e, select_models(e, arguments.models)) for e in _find_all(names, roots, bool(arguments.experiments))]
     code = 0
+    if trains_or_tests and _is_to_launch(arguments):
+        retries = max(arguments.max_restarts, arguments.auto_retry)
+        return launch.start(
+            words,
+            arguments.nproc,
+            max_restarts=retries,
+            nodes=arguments.nnodes,
+            endpoint=arguments.rdzv_endpoint,
+            say=say,
+        )
     if trains_or_tests:
-        code = _work(arguments, roots, chosen)
+        code = _work(arguments, roots, chosen, control)
     if arguments.list:
         _show(arguments, roots, chosen)
     elif arguments.report or arguments.all:
@@ -187,6 +228,22 @@ def _run(arguments: argparse.Namespace) -> int:
     elif arguments.json:
         _show(arguments, roots, chosen)
     return code
+
+
+def _is_to_launch(arguments: argparse.Namespace) -> bool:
+    """Whether this process is to start others that do the work.
+
+    Raises:
+        UsageError: If flags for several machines do not fit together.
+    """
+    if arguments.nnodes > 1 and not (arguments.nproc and arguments.rdzv_endpoint):
+        raise UsageError("--nnodes: needs --nproc and --rdzv-endpoint HOST:PORT too, the same on every machine.")
+    if arguments.rdzv_endpoint and arguments.nnodes == 1:
+        raise UsageError("--rdzv-endpoint: is for several machines; give --nnodes too.")
+    if arguments.nproc is None and arguments.max_restarts:
+        raise UsageError("--max-restarts: is for several processes; give --nproc too, or use --auto-retry.")
+    several = arguments.nproc not in (None, 1) or arguments.nnodes > 1
+    return several and not arguments.check and not launch.is_one_of_several()
 
 
 def _find_all(names: list[str], roots: Roots, asked_for: bool) -> list[Experiment]:
@@ -208,11 +265,19 @@ def _broken_folders(config_root: Path) -> list[str]:
     return scan(config_root)[1] if config_root.is_dir() else []
 
 
-def _work(arguments: argparse.Namespace, roots: Roots, chosen: list[tuple[Experiment, list[str]]]) -> int:
+def _work(
+    arguments: argparse.Namespace, roots: Roots, chosen: list[tuple[Experiment, list[str]]], control: StopControl
+) -> int:
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # configs may import a project's own modules (custom_imports)
+    todo = [(experiment, model) for experiment, models in chosen for model in models]
+    agenda = Agenda.resume()
+    if all(agenda.outcome_of(experiment.name, model) for experiment, model in todo):
+        return _summary(agenda)
+    if launch.is_one_of_several():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each broken connection is a page of C++ frames
     from itkit.mm import jobs  # torch comes in here, when there is work to do
     from itkit.mm.config import parse_overrides
 
@@ -226,27 +291,31 @@ def _work(arguments: argparse.Namespace, roots: Roots, chosen: list[tuple[Experi
         auto_retry=arguments.auto_retry,
         detect_anomaly=arguments.detect_anomaly,
         overrides=parse_overrides(arguments.cfg_options),
-        launcher="pytorch" if "RANK" in os.environ and "WORLD_SIZE" in os.environ else "none",
+        launcher="pytorch" if launch.is_one_of_several() else "none",
+        choose_parallel=arguments.nproc not in (None, 1) or arguments.nnodes > 1,
+        dist_timeout_s=arguments.dist_timeout,
+        resume_changed=arguments.resume_changed,
+        trust_checkpoint=arguments.trust_checkpoint,
     )
-    outcomes = [
-        jobs.Job(experiment, model, roots, request, say).run() for experiment, models in chosen for model in models
-    ]
-    failed = [o for o in outcomes if o.error is not None]
-    if len(outcomes) > 1:
-        say(f"\n{len(outcomes) - len(failed)} of {len(outcomes)} models succeeded")
-        for outcome in outcomes:
-            mark = "FAILED" if outcome.error else "ok"
-            say(f"  {mark:6} {outcome.experiment}/{outcome.model}: {textwrap.shorten(outcome.message, 300)}")
+    jobs.run_all(todo, roots, request, say, control, agenda)
+    return _summary(agenda)
+
+
+def _summary(agenda: Agenda) -> int:
+    """Say what came of several models, and return the exit code."""
+    failed = [outcome for outcome in agenda.outcomes if outcome.exit_code]
+    if len(agenda.outcomes) > 1 and launch.rank() == 0:
+        say(f"\n{len(agenda.outcomes) - len(failed)} of {len(agenda.outcomes)} models succeeded")
+        for outcome in agenda.outcomes:
+            mark = "FAILED" if outcome.exit_code else "ok"
+            say(f"  {mark:6} {outcome.title}: {textwrap.shorten(outcome.message, 300)}")
             if outcome.traceback_file:
                 say(f"         traceback: {outcome.traceback_file}")
-    if not failed:
-        return 0
-    nothing_was_possible = len(failed) == len(outcomes) and all(o.exit_code == 2 for o in failed)
-    return 2 if nothing_was_possible else 1
+    return exit_code(agenda.outcomes)
 
 
 def _show(arguments: argparse.Namespace, roots: Roots, chosen: list[tuple[Experiment, list[str]]]) -> None:
-    if int(os.environ.get("RANK", "0")) > 0:
+    if launch.rank() > 0:
         return
     from itkit.experiment import comparison, listing
 
@@ -256,7 +325,7 @@ def _show(arguments: argparse.Namespace, roots: Roots, chosen: list[tuple[Experi
 
 
 def _report(arguments: argparse.Namespace, roots: Roots, chosen: list[tuple[Experiment, list[str]]]) -> int:
-    if int(os.environ.get("RANK", "0")) > 0:
+    if launch.rank() > 0:
         return 0
     from itkit.experiment import comparison, report
 

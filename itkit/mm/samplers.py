@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from typing import Any
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -128,3 +129,62 @@ class CaseSampler(Sampler):
     def __len__(self) -> int:
         """Cases of this rank."""
         return len(range(self.rank, self.count, self.world_size))
+
+
+class PlacedBatches:
+    """The batches of a finite sampler, with indices that know their place in the training, beginning where one likes.
+
+    Batches before the beginning are left out by their indices; no sample of them is read. A plain index becomes a
+    `StreamIndex`, whose position counts the samples of all processes since the training began, so that the randomness of a
+    sample depends on nothing else. Other indices pass as they are.
+
+    Args:
+        batch_sampler: Gives lists of indices; what it gives depends on ``set_epoch`` of its sampler, if it has that.
+        samples_per_epoch: Of one process; sets the epochs apart.
+        seed: Seed of the samples' generators, not negative.
+        rank: This process; None is the running one.
+        world_size: Number of processes; None is the running number.
+    """
+
+    def __init__(
+        self,
+        batch_sampler: Any,
+        samples_per_epoch: int,
+        seed: int,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ):
+        self._batches, self._samples, self._seed = batch_sampler, samples_per_epoch, seed
+        self.rank, self.world_size = _rank_and_world(rank, world_size)
+        self._first_sample, self._left_out = 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_batches":  # while being copied there is nothing to delegate to
+            raise AttributeError(name)
+        return getattr(self._batches, name)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def begin(self, epoch: int, left_out: int = 0, passed: int = 0) -> None:
+        """Let the next iteration be that of `epoch`.
+
+        Args:
+            epoch: From 0.
+            left_out: Batches of it that are left out.
+            passed: Samples of this process that the sampler itself has passed over in it.
+        """
+        self._first_sample = epoch * self._samples + passed
+        self._left_out = left_out
+
+    def __iter__(self) -> Iterator[list]:
+        sample = self._first_sample
+        for number, batch in enumerate(self._batches):
+            if number >= self._left_out:
+                yield [self._placed(index, sample + k) for k, index in enumerate(batch)]
+            sample += len(batch)
+
+    def _placed(self, index: Any, sample: int) -> Any:
+        if type(index) is not int:
+            return index
+        return StreamIndex(index, seed=self._seed, position=sample * self.world_size + self.rank)

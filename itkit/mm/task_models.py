@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from itkit._support.suggestions import did_you_mean, nearest
 from itkit.errors import ConfigError
+from itkit.io.windows import axis_triple
 from itkit.models.data_preprocessor import VolumeDataPreprocessor
 from itkit.ops.mirror import AVERAGES, mirror_groups, mirrored_inference
 from itkit.ops.sliding_window import BLENDINGS, sliding_window_inference
-from itkit.io.windows import axis_triple
 from itkit.registry import MODELS, MONAI_MODELS
 from itkit.structures import Seg3DDataSample, VolumeData
 

@@ -2,8 +2,34 @@
 
 from __future__ import annotations
 
+from itkit.models.da_transunet import DATransUNet
 from itkit.models.data_preprocessor import VolumeDataPreprocessor
+from itkit.models.dconnnet import DconnNet
+from itkit.models.dsnet import DSNet
+from itkit.models.ege_unet import EGEUNet
+from itkit.models.lm_net import LMNet
+from itkit.models.mednext import MedNeXt
 from itkit.models.mmseg_adapter import MMSegBackboneHead
+from itkit.models.segformer import SegFormer
+from itkit.models.segformer3d import SegFormer3D
 from itkit.models.unet import SubvoxelUNet
+from itkit.models.unet3plus import UNet3Plus
+from itkit.models.unetr import UNETR
+from itkit.models.zoo import reference
 
-__all__ = ["MMSegBackboneHead", "SubvoxelUNet", "VolumeDataPreprocessor"]
+__all__ = [
+    "DATransUNet",
+    "DSNet",
+    "DconnNet",
+    "EGEUNet",
+    "LMNet",
+    "MMSegBackboneHead",
+    "MedNeXt",
+    "SegFormer",
+    "SegFormer3D",
+    "SubvoxelUNet",
+    "UNETR",
+    "UNet3Plus",
+    "VolumeDataPreprocessor",
+    "reference",
+]

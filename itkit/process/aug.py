@@ -48,6 +48,7 @@ class Augment(Operation):
 
     name: ClassVar[str] = "itk_aug"
     places: ClassVar[tuple[str, ...]] = ("images", "labels", "image_destination", "label_destination")
+    preload: ClassVar[tuple[str, ...]] = ("numpy", "SimpleITK")
     images: str
     labels: str
     image_destination: str | None = None
@@ -141,5 +142,19 @@ class Augment(Operation):
     def finish(self, entries: Mapping[str, dict], ask: Ask) -> Iterable[Path]:
         cases = {case: entry["record"] for case, entry in entries.items() if entry["state"] == "done"}
         document = {"seed": self.seed, "ranges": asdict(self.ranges), "cases": cases}
+        if self._without_image():
+            document["labels_without_image"] = self._without_image()
         write_json(self.destination / "aug_meta.json", document)
         return (self.destination / "aug_meta.json",)
+
+    def describe(self, entries: Mapping[str, dict]) -> str | None:
+        left = self._without_image()
+        if not left:
+            return None
+        return f"{len(left)} labels have no image of their name: {', '.join(left[:5])}{', ...' * (len(left) > 5)}"
+
+    def _without_image(self) -> list[str]:
+        labels, images = (
+            {file.case_id for file in find_files(folder, recursive=self.recursive)} for folder in self.sources[::-1]
+        )
+        return sorted(labels - images)

@@ -145,12 +145,12 @@ def _placement(params: dict[str, Any], volume: Volume) -> tuple[np.ndarray, np.n
 def _sampled(
     array: np.ndarray, matrix: np.ndarray, offset: np.ndarray, control: np.ndarray | None, order: int, fill: float
 ) -> np.ndarray:
+    kind = np.float64 if order and array.dtype.kind in "iu" else array.dtype
+    if control is None:
+        return _as_type(_turned(np.ascontiguousarray(array, kind), matrix, offset, order, fill), array.dtype)
     from scipy import ndimage
 
-    kind = np.float64 if order and array.dtype.kind in "iu" else array.dtype
     options = {"order": order, "mode": "constant", "cval": fill, "prefilter": False}
-    if control is None:
-        return _as_type(ndimage.affine_transform(array, matrix, offset, output=kind, **options), array.dtype)
     out = np.empty(array.shape, array.dtype)
     bases = [spline_basis(count, points) for count, points in zip(array.shape, control.shape[1:], strict=True)]
     flat = np.einsum("cijk,yj,xk->ciyx", control, bases[1], bases[2], optimize=True)
@@ -164,6 +164,16 @@ def _sampled(
             place[axis] += flat_part + (matrix[axis, 0] * planes)[:, None, None]
         out[planes] = _as_type(ndimage.map_coordinates(array, place, output=kind, **options), array.dtype)
     return out
+
+
+def _turned(array: np.ndarray, matrix: np.ndarray, offset: np.ndarray, order: int, fill: float) -> np.ndarray:
+    """Interpolate at ``matrix @ voxel + offset``; SimpleITK takes a third of SciPy's time for this."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(array)
+    transform = sitk.AffineTransform(matrix[::-1, ::-1].ravel().tolist(), offset[::-1].tolist())
+    interpolator = sitk.sitkLinear if order else sitk.sitkNearestNeighbor
+    return sitk.GetArrayFromImage(sitk.Resample(image, image, transform, interpolator, float(fill), image.GetPixelID()))
 
 
 def _intensities(params: dict[str, Any], array: np.ndarray, image: Volume) -> np.ndarray:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,11 @@ import numpy as np
 
 from itkit._support.files import write_json, write_text
 from itkit.errors import DataError, UsageError
+from itkit.io.headers import volume_files, volume_suffix
 from itkit.io.volumes import Volume, read_header, read_volume
-from itkit.process.documents import carry_documents, read_meta
+from itkit.process.carrying import carry_volume
+from itkit.process.contents import is_same_input
+from itkit.process.documents import carry_documents, differing_documents, read_meta
 from itkit.process.findings import (
     NOTE,
     PROBLEM,
@@ -28,6 +31,7 @@ from itkit.process.findings import (
     examine_image,
     examine_label,
     examine_pair,
+    findings_of,
 )
 from itkit.process.manifest import MANIFEST_NAME, describe_volumes
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
@@ -36,6 +40,8 @@ from itkit.process.sources import SourceCase, find_files, group_cases, is_datase
 MODES = ("check", "delete", "copy", "symlink")
 AXES = {"Z": 0, "Y": 1, "X": 2, "0": 0, "1": 1, "2": 2}
 THUMBNAILS = "thumbnails"
+WITH_NOTES = (".nii", ".nii.gz", ".nrrd")
+"""Formats whose headers can say a thing twice, or in other units."""
 HISTOGRAM_BINS = 64
 MAX_PICTURE_BYTES = 30_000
 MOST_COUNTED = 256
@@ -136,13 +142,19 @@ class Check(Operation):
         for role, path in paths.items():
             try:
                 volumes[role] = read_volume(path)
-                findings += [Finding("header", NOTE, note) for note in read_header(path).notes]
+                if volume_suffix(path) in WITH_NOTES:
+                    findings += [Finding("header", NOTE, note) for note in read_header(path).notes]
             except DataError as error:
-                findings.append(Finding("readable", PROBLEM, str(error)))
+                if isinstance(error.__cause__, MemoryError):  # not the file's fault: once more, alone
+                    raise MemoryError(str(error)) from error
+                fault = "unexamined" if isinstance(error.__cause__, OSError) else "readable"
+                findings.append(Finding(fault, PROBLEM, str(error)))
         record: dict[str, Any] = {"name": task.inputs[0].name}
         if "image" in volumes:
             label = volumes.get("label")
-            record["entry"] = describe_volumes(volumes["image"], paths["image"], label, paths.get("label"))
+            record["entry"] = describe_volumes(
+                volumes["image"], paths["image"], label, paths.get("label"), stage.checksums
+            )
             record["voxels"] = _digest(volumes["image"])
         findings += self._examine(volumes, record.get("entry"), paths)
         problems = [finding.text for finding in findings if finding.severity == PROBLEM]
@@ -164,7 +176,7 @@ class Check(Operation):
     ) -> Iterator[Finding]:
         image, label = volumes.get("image"), volumes.get("label")
         if image is not None:
-            yield from examine_image(image, entry["min"], entry["max"])
+            yield from examine_image(image, entry["min"], entry["max"], entry.get("nonfinite", 0))
             yield from examine_grid(image, self.limits)
         if label is not None:
             values = entry["labels"] if entry else np.unique(label.array).tolist()
@@ -183,11 +195,7 @@ class Check(Operation):
     def _take_over(self, task: Task, stage: Stage) -> None:
         """Stage the files of a good case, as `mode` says."""
         for path, final in zip(task.inputs, task.outputs, strict=False):
-            if self.mode == "symlink":
-                stage.path(final).symlink_to(path.resolve())
-            elif self.mode == "copy":
-                for part in _with_voxel_file(path):
-                    shutil.copy2(part, stage.path(final.with_name(part.name)))
+            carry_volume(path, final, stage, link=self.mode == "symlink")
 
     def finish(self, entries: Mapping[str, dict], ask: Ask) -> Iterable[Path]:
         folder = self.destination
@@ -199,7 +207,7 @@ class Check(Operation):
         }
         write_json(folder / MANIFEST_NAME, manifest)
         document = {"source": str(self.source), **self.parameters(), "duplicates": duplicates(entries)}
-        document["cases"] = {case: record.get("findings", []) for case, record in sorted(records.items())}
+        document["cases"] = {case: findings_of(entry) for case, entry in sorted(entries.items())}
         write_json(folder / "check.json", document)
         written = [folder / MANIFEST_NAME, folder / "check.json"]
         if self.mode in ("copy", "symlink"):
@@ -214,23 +222,32 @@ class Check(Operation):
         return written
 
     def _delete(self, entries: Mapping[str, dict], ask: Ask) -> list[Path]:
-        bad = {task.case_id: task for task in self.tasks() if entries.get(task.case_id, {}).get("state") == "failed"}
-        files = [part for task in bad.values() for path in task.inputs for part in _with_voxel_file(path)]
+        bad = {task.case_id: task for task in self.tasks() if _is_bad(task, entries.get(task.case_id, {}))}
+        files = [part for task in bad.values() for path in task.inputs for part in volume_files(path)]
         if not files:
             return []
         if not self.yes and not ask(f"Delete {len(files)} files of {len(bad)} cases from {self.source} for ever?"):
             raise UsageError(
                 f"nothing was deleted; {len(files)} files of {len(bad)} cases would be. Answer with y, or --yes."
             )
-        log = self.destination / "deleted.jsonl"
+        log, kept = self.destination / "deleted.jsonl", []
         with open(log, "a", encoding="utf-8") as stream:
-            for case_id, task in bad.items():
-                names = [str(part) for path in task.inputs for part in _with_voxel_file(path)]
-                line = {"case": case_id, "files": names, "reason": entries[case_id]["reason"]}
-                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+            def note(**facts: Any) -> None:  # before it happens: a file that is gone must never be unknown
+                stream.write(json.dumps(facts, ensure_ascii=False) + "\n")
                 stream.flush()
-                for name in names:
-                    Path(name).unlink(missing_ok=True)
+
+            for case_id, task in bad.items():
+                parts = [part for path in task.inputs for part in volume_files(path)]
+                note(case=case_id, files=[str(part) for part in parts], reason=entries[case_id]["reason"])
+                for part in parts:
+                    try:
+                        part.unlink(missing_ok=True)
+                    except OSError as error:
+                        kept.append(f"{part}: {error.strerror}")
+                        note(case=case_id, kept=str(part), reason=error.strerror)
+        if kept:
+            raise DataError(f"{len(kept)} of {len(files)} files could not be deleted: {kept[0]}.", self.source)
         return [log]
 
     def describe(self, entries: Mapping[str, dict]) -> str | None:
@@ -244,18 +261,29 @@ class Check(Operation):
             columns = list(zip(*(record[key] for record in records), strict=True))
             ranges = [f"{min(column):g} .. {max(column):g}" for column in columns]
             lines.append(f"{what:12} Z {ranges[0]}, Y {ranges[1]}, X {ranges[2]} {unit}")
-        lows, highs = [record["min"] for record in records], [record["max"] for record in records]
-        lines.append(f"{'intensity':12} {min(lows):g} .. {max(highs):g}")
+        ranges = [(record["min"], record["max"]) for record in records if record["min"] is not None]
+        if ranges:
+            lines.append(f"{'intensity':12} {min(low for low, _ in ranges):g} .. {max(high for _, high in ranges):g}")
         lines.append(f"{'types':12} " + ", ".join(_counted(record["dtype"] for record in records)))
         labels = sorted({value for record in records for value in record["labels"] or ()})
         if labels:
             shown = ", ".join(f"{value:g}" for value in labels[:24]) + ", ..." * (len(labels) > 24)
             lines.append(f"{'labels':12} {shown}")
-        rules = [rule for entry in entries.values() for rule, _, _ in (entry.get("record") or {}).get("findings", ())]
+        rules = [rule for entry in entries.values() for rule, _, _ in findings_of(entry)]
         if rules:
             lines.append(f"{'findings':12} " + ", ".join(_counted(rules)))
         lines += [f"{'same voxels':12} " + " = ".join(group) for group in duplicates(entries)]
+        if self.mode in ("copy", "symlink"):
+            lines += filter(None, [differing_documents(Path(self.source), self.destination)])
         return "\n".join(lines)
+
+
+def _is_bad(task: Task, entry: Mapping) -> bool:
+    """Whether a case may be deleted: what is wrong was found in these very files, and none of it comes from the machine."""
+    rules = {rule for rule, severity, _ in findings_of(entry) if severity == PROBLEM}
+    if not rules or "unexamined" in rules:
+        return False
+    return all(map(is_same_input, task.inputs, entry["inputs"].values()))
 
 
 def duplicates(entries: Mapping[str, dict]) -> list[list[str]]:
@@ -273,36 +301,25 @@ def _digest(volume: Volume) -> str:
     return hashlib.sha1(shape.encode() + np.ascontiguousarray(volume.array).data, usedforsecurity=False).hexdigest()
 
 
-def _with_voxel_file(path: Path) -> list[Path]:
-    """A file, and the one that holds its voxels if that is another."""
-    from itkit.io.headers import read_file_header
-
-    try:
-        data = read_file_header(path).data_path
-    except DataError:
-        return [path]
-    return [path] if data == path or not data.is_file() else [path, data]
-
-
 def _drawn(case_id: str, volumes: Mapping[str, Volume]) -> tuple[dict[str, Any], bytes]:
     """What the report shows of a case: the histogram of its intensities and the volumes of its classes; a picture (PNG)."""
-    from itkit.io.labels import count_values
+    from itkit.io.labels import count_values, require_whole
     from itkit.process.figures import cut_case, draw_case, encode_png
 
-    image, label = volumes["image"], volumes.get("label")
-    fits = label is not None and label.array.shape == image.array.shape[-3:] and label.array.dtype.kind in "iu"
+    image, label = volumes["image"], None
+    if "label" in volumes and volumes["label"].array.shape == image.array.shape[-3:]:
+        with contextlib.suppress(DataError):  # what is no label map is not drawn; the findings say why
+            label = require_whole(volumes["label"].array)
     finite = image.array[np.isfinite(image.array)] if image.array.dtype.kind == "f" else image.array.ravel()
     record: dict[str, Any] = {}
     if finite.size:
         counts, edges = np.histogram(finite, HISTOGRAM_BINS)
         record["histogram"] = {"counts": counts.tolist(), "low": float(edges[0]), "high": float(edges[-1])}
-    if fits:
+    if label is not None:
         voxel_ml = float(np.prod(image.spacing_zyx)) / 1000
-        counted = list(count_values(label.array).items())[:MOST_COUNTED]
+        counted = list(count_values(label).items())[:MOST_COUNTED]
         record["volumes_ml"] = {str(value): round(count * voxel_ml, 4) for value, count in counted if value > 0}
-    cuts = cut_case(
-        image.array, label.array if fits else None, spacing_zyx=image.spacing_zyx, direction_xyz=image.direction_xyz
-    )
+    cuts = cut_case(image.array, label, spacing_zyx=image.spacing_zyx, direction_xyz=image.direction_xyz)
     return record, encode_png(draw_case(cuts, case_id, panel_px=200), max_bytes=MAX_PICTURE_BYTES)
 
 

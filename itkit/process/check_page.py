@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from itkit._support.charts import histogram_chart
 from itkit._support.page_style import SECURITY, STYLE
+from itkit.process.findings import findings_of
 
 if TYPE_CHECKING:
     from itkit.process.check import Check
 
 MOST_PICTURES = 400
 """A page with more pictures would be slow; those of the cases with problems come first."""
-_GALLERY = "grid-template-columns:repeat(auto-fill,minmax(210px,1fr))"
+_GALLERY = ".gallery{grid-template-columns:repeat(auto-fill,minmax(210px,1fr))} .gallery img{width:auto;max-width:100%}"
 
 
 def render_page(check: Check, entries: Mapping[str, dict], duplicates: Sequence[Sequence[str]]) -> str:
@@ -34,14 +35,14 @@ def render_page(check: Check, entries: Mapping[str, dict], duplicates: Sequence[
         f"{_problems(entries)}{_duplicates(duplicates)}</section>",
         "<section class='card'><h2>What the volumes are like</h2><div class='curves'>"
         f"{''.join(_charts(entries))}</div></section>",
-        f"<section class='card'><h2>Cases</h2><div class='pictures' style='{_GALLERY}'>"
+        f"<section class='card'><h2>Cases</h2><div class='pictures gallery'>"
         f"{''.join(_pictures(check, entries))}</div></section>",
     ]
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         f"<meta http-equiv='Content-Security-Policy' content=\"{SECURITY}\">"
         "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{name}: check</title><style>{STYLE}</style></head><body>"
+        f"<title>{name}: check</title><style>{STYLE}{_GALLERY}</style></head><body>"
         f"<header class='top'><h1>{name}</h1><p class='lead'>what itk_check found</p></header><main>{''.join(parts)}"
         f"<footer>{escape(_limits(check))}</footer></main></body></html>"
     )
@@ -55,10 +56,7 @@ def _limits(check: Check) -> str:
 def _problems(entries: Mapping[str, dict]) -> str:
     rows = []
     for case, entry in sorted(entries.items(), key=lambda pair: (pair[1]["state"] == "done", pair[0])):
-        findings = (entry.get("record") or {}).get("findings") or ()
-        if not findings and entry["state"] != "done":
-            findings = [["failed", "problem", entry["reason"]]]
-        for rule, severity, text in findings:
+        for rule, severity, text in findings_of(entry):
             state = "failed" if severity == "problem" else "partial"
             rows.append(
                 f"<tr><th>{escape(case)}</th><td><span class='state {state}'>{escape(rule)}</span></td>"
@@ -87,7 +85,9 @@ def _charts(entries: Mapping[str, dict]) -> Iterable[str]:
         values = [r["entry"]["spacing"][number] for r in records]
         yield histogram_chart(values, title=f"spacing along {axis}", unit="mm")
     for key, title in (("min", "smallest intensity of a case"), ("max", "largest intensity of a case")):
-        yield histogram_chart([r["entry"][key] for r in records], title=title)
+        values = [r["entry"][key] for r in records if r["entry"][key] is not None]
+        if values:
+            yield histogram_chart(values, title=title)
     values, weights = _intensities(records)
     if values:
         yield histogram_chart(values, weights=weights, title="intensities, every case counting the same", bins=48)

@@ -34,7 +34,7 @@ def read_meta(folder: Path) -> dict:
 def carry_documents(source: Path, destination: Path, names: tuple[str, ...] = (META_NAME, SPLIT_NAME)) -> list[Path]:
     """Copy the documents of a dataset that the destination does not have; return what lies there now.
 
-    A document that is there already stays as it is.
+    A document that is there already stays as it is; `differing_documents` says so.
     """
     present = []
     for name in names:
@@ -45,3 +45,21 @@ def carry_documents(source: Path, destination: Path, names: tuple[str, ...] = (M
         if here.is_file():
             present.append(here)
     return present
+
+
+def differing_documents(
+    source: Path, destination: Path, names: tuple[str, ...] = (META_NAME, SPLIT_NAME)
+) -> str | None:
+    """Return a sentence about the documents that are not as in the source (any more); None if there is none."""
+    pairs = [(Path(source) / name, Path(destination) / name) for name in names]
+    different = [
+        here.name
+        for there, here in pairs
+        if there.is_file() and here.is_file() and there.read_bytes() != here.read_bytes()
+    ]
+    if not different:
+        return None
+    return (
+        f"{' and '.join(different)} of the destination: not as in the source, left as it is; remove it to have it carried "
+        "along again"
+    )

@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import multiprocessing
 import os
-import shutil
+import re
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from itkit.errors import DataError, ItkitError, UsageError
-from itkit.process.ledger import Ledger
-from itkit.process.operation import Ask, Operation, Product, Stage, Task
+from itkit.process.agenda import CURRENT, Agenda, Progress, RunSummary, Step, judge
+from itkit.process.ledger import FAILED, Entries, Ledger, same_facts
+from itkit.process.operation import Ask, Operation, Task
+from itkit.process.presence import Claim, Presence
 
-Progress = Callable[[int, int, str], None]
-"""Called with (cases finished, cases in all, name of the last one)."""
+__all__ = ["Progress", "RunOptions", "RunSummary", "Shard", "Step", "run_operation"]
+_FINISH = "\0finish"
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One part of a run that is divided between machines.
+
+    Attributes:
+        number: Which part, from 1.
+        count: How many there are.
+    """
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read ``"2/8"``.
+
+        Raises:
+            UsageError: If it is not of that form, or the part does not exist.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 1 <= number <= count:
+            raise UsageError(f"--shard {text}: write PART/PARTS with 1 <= PART <= PARTS, e.g. 1/8.")
+        return cls(number, count)
+
+    def of(self, tasks: Sequence[Task]) -> list[Task]:
+        """Return every `count`-th case, beginning with the `number`-th: what falls to this part."""
+        return list(tasks[self.number - 1 :: self.count])
 
 
 @dataclass(frozen=True)
@@ -30,46 +60,15 @@ class RunOptions:
         workers: Processes; 1 works in this one, None plans the number from cores and memory.
         overwrite: Do all cases again and replace what is there.
         dry_run: Only say what would be done.
+        shard: The part of the cases to do; None: all.
+        scheduler: Address of a dask.distributed scheduler whose workers do the cases; None: this machine does.
     """
 
     workers: int | None = 1
     overwrite: bool = False
     dry_run: bool = False
-
-
-@dataclass
-class RunSummary:
-    """What a run did.
-
-    Attributes:
-        done: Case ids that were worked on (in a dry run: would be).
-        current: Case ids that were up to date.
-        failed: Case id -> reason.
-        notes: Case id -> what a user should know of a case that is done.
-        documents: Files written about the whole run.
-        seconds: Wall time.
-    """
-
-    done: list[str] = field(default_factory=list)
-    current: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    documents: list[Path] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def exit_code(self) -> int:
-        """0 if every case is done, else 1."""
-        return 1 if self.failed else 0
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """What a worker sends back."""
-
-    product: Product | None
-    reason: str | None
-    seconds: float
+    shard: Shard | None = None
+    scheduler: str | None = None
 
 
 def run_operation(
@@ -78,12 +77,13 @@ def run_operation(
     *,
     progress: Progress | None = None,
     ask: Ask = lambda question: False,
-) -> tuple[RunSummary, dict[str, dict]]:
+) -> tuple[RunSummary, Mapping[str, dict]]:
     """Do every case of `operation` that is missing, failed, or stale.
 
     A case's files are written to a staging folder and moved to their places when all of them are complete; what was
     planned is in the ledger before, so that a killed run leaves nothing half and nothing unknown. A file that this
-    operation has not written is never replaced unless `options.overwrite` is set.
+    operation has not written is never replaced unless `options.overwrite` is set. Other runs may work in the same
+    destination at the same time, with the same parameters: a case is done by one of them.
 
     Args:
         operation: What to do.
@@ -92,55 +92,50 @@ def run_operation(
         ask: Puts questions to the user; as it stands every answer is no.
 
     Returns:
-        The summary, and the ledger's entry of every case of this run that was ever tried.
+        The summary, and the ledger's entry of every case that was ever tried (of all shards).
 
     Raises:
-        UsageError: If the destination lies inside the source.
+        UsageError: If the destination lies inside the source, is another tool's, or another run works there with other
+            parameters.
         DataError: If the source is missing or empty, or the destination cannot be written.
     """
     started, options = time.monotonic(), options or RunOptions()
+    several = options.scheduler is None and options.workers != 1
+    if several and not options.dry_run:
+        from itkit.process.workers import warm_up
+
+        warm_up(operation)
     tasks = list(operation.tasks())
     _require_distinct(tasks)
-    ledger, summary = Ledger(operation.destination), RunSummary()
-    parameters, todo = operation.parameters(), []
-    for task in tasks:
-        if not options.overwrite and ledger.is_current(task.case_id, task.inputs, None, parameters):
-            summary.current.append(task.case_id)
-        else:
-            todo.append(task)
+    mine = options.shard.of(tasks) if options.shard else tasks
     if options.dry_run:
-        summary.done = [task.case_id for task in todo]
+        ledger = Ledger(operation.destination, operation.name)
+        agenda = Agenda(operation, mine, ledger, overwrite=options.overwrite)
+        summary, summary.done, summary.failed = agenda.summary, agenda.planned, agenda.blocked
+        summary.seconds = time.monotonic() - started
         return summary, {}
     try:
-        for root in operation.roots:
-            Path(root).mkdir(parents=True, exist_ok=True)
-        for number, (task, attempt) in enumerate(_attempts(operation, todo, ledger, options), 1):
-            reason, outputs, stage = attempt.reason, [], _stage(operation, task)
-            if reason is None:
-                try:
-                    outputs = _publish(operation, task, stage, ledger, options, parameters)
-                except (DataError, UsageError) as error:
-                    reason = str(error)
-            _discard(stage)
-            product = attempt.product or Product()
-            ledger.record(
-                task.case_id, task.inputs, outputs, reason, operation=operation.name, parameters=parameters,
-                seconds=round(attempt.seconds, 4), record=product.record, notes=list(product.notes),
+        with _present(operation) as presence:
+            ledger = Ledger(operation.destination, operation.name)
+            after_crash = presence.sweep()
+            if not presence.others():
+                ledger.compact()
+            agenda = Agenda(
+                operation, mine, ledger, presence,
+                overwrite=options.overwrite, after_crash=after_crash, progress=progress,
             )  # fmt: skip
-            if reason is None:
-                summary.done.append(task.case_id)
-                if product.notes:
-                    summary.notes[task.case_id] = product.notes
-            else:
-                summary.failed[task.case_id] = reason
-            if progress:
-                progress(number, len(todo), task.case_id)
-        entries = {task.case_id: ledger.entries[task.case_id] for task in tasks if task.case_id in ledger.entries}
-        summary.documents = list(operation.finish(entries, ask))
+            agenda.refuse()
+            agenda.summary.workers = _work(agenda, options, several)
+            entries = _finish(operation, agenda, tasks, options, ask)
+            presence.sweep()
     except OSError as error:
-        raise DataError(f"cannot be written ({error.strerror or error}).", operation.destination) from error
-    summary.seconds = time.monotonic() - started
-    return summary, entries
+        raise DataError(
+            f"cannot be written ({error.strerror or error}).", error.filename or operation.destination
+        ) from (error)
+    agenda.summary.sort([task.case_id for task in mine])
+    agenda.summary.gone = len(ledger.entries.keys() - {task.case_id for task in tasks})
+    agenda.summary.seconds = time.monotonic() - started
+    return agenda.summary, entries
 
 
 def _require_distinct(tasks: Sequence[Task]) -> None:
@@ -151,80 +146,84 @@ def _require_distinct(tasks: Sequence[Task]) -> None:
         seen.add(task.case_id)
 
 
-def _attempts(
-    operation: Operation, tasks: Sequence[Task], ledger: Ledger, options: RunOptions
-) -> Iterator[tuple[Task, _Attempt]]:
-    free = []
-    for task in tasks:
-        taken = None if options.overwrite else _taken(ledger, task.outputs)
-        if taken:
-            yield task, _Attempt(None, taken, 0.0)
-        else:
-            free.append(task)
-    workers = options.workers or os.cpu_count() or 1
-    if workers <= 1 or len(free) < 2:
-        for task in free:
-            yield task, attempt(operation, task)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(free)), mp_context=context) as pool:
-        running = {pool.submit(attempt, operation, task): task for task in free}
-        for future in as_completed(running):
-            error = future.exception()
-            yield (
-                running[future],
-                future.result() if error is None else _Attempt(None, f"the worker died ({error})", 0.0),
-            )
-
-
-def attempt(operation: Operation, task: Task) -> _Attempt:
-    """Work on one case; a failure becomes its reason."""
-    started = time.perf_counter()
+@contextlib.contextmanager
+def _present(operation: Operation) -> Iterator[Presence]:
+    facts: dict[str, Any] = {"operation": operation.name, "parameters": operation.parameters()}
+    for root in (operation.destination, *operation.roots):
+        Path(root).mkdir(parents=True, exist_ok=True)
+    presence = Presence(Path(operation.destination), [Path(root) for root in operation.roots], facts)
     try:
-        with warnings.catch_warnings(record=True) as heard:
-            warnings.simplefilter("always", UserWarning)
-            product = operation.process(task, _stage(operation, task))
-    except ItkitError as error:
-        return _Attempt(None, str(error), time.perf_counter() - started)
-    except Exception as error:  # the border of one case: the others go on
-        return _Attempt(None, f"{type(error).__name__}: {error}", time.perf_counter() - started)
-    notes = (*product.notes, *(str(warning.message) for warning in heard if warning.category is UserWarning))
-    return _Attempt(Product(product.record, notes), None, time.perf_counter() - started)
+        for other in presence.others():
+            if any(key in other and not same_facts(other[key], value) for key, value in facts.items()):
+                raise UsageError(
+                    f"{os.fspath(operation.destination)}: process {other.get('pid')} on {other.get('host')} works there "
+                    f"with {other.get('operation')} and other parameters. Wait for it, or choose another destination."
+                )
+        yield presence
+    finally:
+        presence.close()
 
 
-def _stage(operation: Operation, task: Task) -> Stage:
-    return Stage(operation.roots, hashlib.sha256(task.case_id.encode()).hexdigest()[:16])
+def _work(agenda: Agenda, options: RunOptions, several: bool) -> int:
+    """Do the cases, here, in worker processes, or on a cluster; return the number of processes."""
+    if options.scheduler:
+        from itkit.process.cluster import Cluster
+
+        cluster = Cluster(agenda, options.scheduler)
+        size = cluster.size
+        cluster.run()
+        return size
+    if several and agenda.remaining > 1:
+        from itkit.process.workers import Pool, plan_workers
+
+        workers = min(options.workers or plan_workers(agenda.remaining), agenda.remaining)
+        if workers > 1:
+            Pool(agenda, workers).run()
+            return workers
+    while True:
+        while (order := agenda.next()) is not None:
+            outcome = agenda.bench.perform(order)
+            if outcome.short_of_memory:
+                agenda.again_alone(order, str(outcome.reason))
+                outcome = agenda.bench.perform(agenda.next_alone())
+            agenda.settle(outcome)
+        if not agenda.wait():
+            return 1
 
 
-def _publish(
-    operation: Operation, task: Task, stage: Stage, ledger: Ledger, options: RunOptions, parameters: dict
-) -> list[Path]:
-    """Move the case's files to their places; refuse to replace what is not this operation's."""
-    files = stage.files()
-    finals = [final for _, final in files]
-    for final in finals:
-        for source in operation.sources:
-            if final.resolve().is_relative_to(source.resolve()):
-                raise UsageError(f"{final}: lies inside the source {source}, where nothing is ever written.")
-    taken = None if options.overwrite else _taken(ledger, finals)
-    if taken:
-        raise DataError(taken)
-    ledger.begin(task.case_id, task.inputs, finals, operation=operation.name, parameters=parameters)
-    for staged, final in files:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staged, final)
-    return finals
+def _finish(
+    operation: Operation, agenda: Agenda, tasks: Sequence[Task], options: RunOptions, ask: Ask
+) -> Mapping[str, dict]:
+    """Let the operation write its documents, one run at a time; of several shards the one that ends last does it."""
+    claim = agenda.presence.claim(_FINISH)
+    while not isinstance(claim, Claim):
+        time.sleep(_POLL_S)
+        claim = agenda.presence.claim(_FINISH)
+    try:
+        agenda.ledger.refresh()
+        entries = Entries(agenda.ledger, [t.case_id for t in tasks if agenda.ledger.settled_at(t.case_id)])
+        if options.shard:
+            agenda.summary.elsewhere = _unsettled(operation, agenda, tasks)
+        if not agenda.summary.elsewhere:
+            try:
+                agenda.summary.documents = list(operation.finish(entries, ask))
+            except ItkitError as error:  # the cases are done and must be told all the same
+                agenda.summary.problems.append(str(error))
+            except OSError as error:
+                agenda.summary.problems.append(f"the documents could not be written: {error}")
+        return entries
+    finally:
+        claim.release()
 
 
-def _taken(ledger: Ledger, outputs: Sequence[Path]) -> str | None:
-    for path in outputs:
-        if os.path.lexists(path) and not ledger.owns(path):
-            return f"{path}: exists and was not written by this run's ledger; remove it or use --overwrite."
-    return None
-
-
-def _discard(stage: Stage) -> None:
-    for root in stage.roots:
-        shutil.rmtree(stage.folder(root), ignore_errors=True)
-        with contextlib.suppress(OSError):
-            (root / Stage.FOLDER).rmdir()
+def _unsettled(operation: Operation, agenda: Agenda, tasks: Sequence[Task]) -> int:
+    """How many cases of other shards are neither done nor failed with these parameters."""
+    parameters, own = operation.parameters(), {*agenda.summary.done, *agenda.summary.current, *agenda.summary.failed}
+    count = 0
+    for task in tasks:
+        if task.case_id in own:
+            continue
+        entry = agenda.ledger.entry(task.case_id) or {}
+        failed = entry.get("state") == FAILED and same_facts(entry.get("parameters"), parameters)
+        count += not failed and judge(operation, agenda.ledger, task, parameters).state != CURRENT
+    return count

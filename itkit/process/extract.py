@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,11 @@ import numpy as np
 
 from itkit._support.files import write_json
 from itkit.errors import DataError, UsageError
+from itkit.io.geometry import require_same_grid
 from itkit.io.labels import count_values, replace_values, require_whole
 from itkit.io.volumes import Volume, write_volume
-from itkit.process.documents import META_NAME, SPLIT_NAME, carry_documents, read_meta
+from itkit.process.carrying import carry_volume
+from itkit.process.documents import META_NAME, SPLIT_NAME, carry_documents, differing_documents, read_meta
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
 from itkit.process.reading import Reader
 from itkit.process.sources import SourceCase, find_files, group_cases, is_dataset
@@ -35,11 +36,13 @@ class Extract(Operation):
         recursive: Look into subfolders.
         dtype: NumPy name of the results' type, e.g. ``"uint8"``. None keeps the source's (floating point holding whole
             numbers included).
-        images: What becomes of a dataset's images: ``"copy"``, ``"symlink"`` or ``"none"``.
-        fix_geometry: Repair directions of label maps that are not orthonormal, and record it, instead of refusing the case.
+        images: What becomes of a dataset's images, also of those without a label: ``"copy"``, ``"symlink"`` or ``"none"``.
+        fix_geometry: Repair directions that are not orthonormal, and record it, instead of refusing the case; such an image
+            is written anew.
 
     Raises:
-        UsageError: If a word is no mapping, a value appears twice, or the destination lies inside the source.
+        UsageError: If a word is no mapping, a value appears twice, the type is unknown, or the destination lies inside the
+            source.
     """
 
     name: ClassVar[str] = "itk_extract"
@@ -56,57 +59,70 @@ class Extract(Operation):
         require_apart(self.source, self.destination)
         if self.images not in IMAGE_WAYS:
             raise UsageError(f"images are {', '.join(IMAGE_WAYS)}, not {self.images!r}.")
+        try:
+            wanted = np.dtype(self.dtype or "uint8")
+        except TypeError as error:
+            raise UsageError(f"{self.dtype!r} is not the name of a number type, such as uint8 or int16.") from error
+        if wanted.kind not in "iuf":
+            raise UsageError(f"label maps are not stored as {wanted}; choose a type such as uint8 or int16.")
 
     def tasks(self) -> Sequence[Task]:
         cases = group_cases(find_files(self.source, recursive=self.recursive))
         dataset = is_dataset(self.source)
-        chosen = [case for case in cases if not dataset or case.label is not None]
-        if not chosen:
+        if dataset and not any(case.label for case in cases):
             raise DataError("holds images but no label; give a folder of label maps.", self.source)
-        return [self._task(case, dataset) for case in chosen]
+        found = [self._task(case, dataset) for case in cases]
+        return [task for task in found if task.inputs]
 
     def _task(self, case: SourceCase, dataset: bool) -> Task:
-        files = [case.label if dataset else case.files[0]]
-        if dataset and case.image is not None and self.images != "none":
-            files.append(case.image)
+        files = {"label": case.label if dataset else case.files[0]}
+        if dataset and self.images != "none":
+            files["image"] = case.image
+        files = {role: file for role, file in files.items() if file is not None}
         return Task(
             case.case_id,
-            tuple(file.path for file in files),
-            tuple(Path(self.destination) / file.relative for file in files),
+            tuple(file.path for file in files.values()),
+            tuple(Path(self.destination) / file.relative for file in files.values()),
+            tuple(files),
         )
 
     def process(self, task: Task, stage: Stage) -> Product:
-        reader = Reader(self.fix_geometry)
-        volume = reader.volume(task.inputs[0])
-        whole, mapping = require_whole(volume.array, task.inputs[0]), parse_mapping(self.mapping)
-        before = count_values(whole)
-        array = replace_values(whole, mapping, others=0, dtype=self._type(volume.array.dtype, mapping, task.inputs[0]))
-        result = Volume(array, volume.spacing_zyx, volume.origin_xyz, volume.direction_xyz)
-        write_volume(stage.path(task.outputs[0]), result)
-        for path, output in zip(task.inputs[1:], task.outputs[1:], strict=True):
-            staged = stage.path(output)
-            if self.images == "symlink":
-                staged.symlink_to(path.resolve())
+        reader, facts, notes = Reader(self.fix_geometry), {}, []
+        paths = dict(zip(task.roles, task.inputs, strict=True))
+        outputs = dict(zip(task.roles, task.outputs, strict=True))
+        volumes = {role: reader.volume(path) for role, path in paths.items()}
+        if len(volumes) == 2:
+            require_same_grid(volumes["image"], volumes["label"], paths["label"])
+        if "label" in volumes:
+            facts = self._map(volumes["label"], paths["label"], stage.path(outputs["label"]), notes)
+        else:
+            notes.append("has no label; its image goes along")
+        if "image" in volumes:
+            if str(paths["image"]) in reader.audit:
+                write_volume(stage.path(outputs["image"]), volumes["image"])
             else:
-                shutil.copy2(path, staged)
+                carry_volume(paths["image"], outputs["image"], stage, link=self.images == "symlink")
+        return Product(reader.record(facts), (*notes, *reader.notes()))
+
+    def _map(self, volume: Volume, path: Path, staged: Path, notes: list[str]) -> dict[str, dict]:
+        """Write the mapped label map and return how many voxels every value had and has."""
+        whole, mapping = require_whole(volume.array, path), parse_mapping(self.mapping)
+        before = count_values(whole)
+        array = replace_values(whole, mapping, others=0, dtype=self._type(volume.array.dtype, mapping, path))
+        write_volume(staged, Volume(array, volume.spacing_zyx, volume.origin_xyz, volume.direction_xyz))
         after: dict[int, int] = {}
         for value, count in before.items():
             new = mapping.get(value, 0)
             after[new] = after.get(new, 0) + count
-        notes = []
         if not mapping.keys() & before.keys():
             notes.append(f"holds no voxel of {', '.join(map(str, mapping))}")
         if len(before) > MANY_VALUES:
             notes.append(f"holds {len(before)} different values; is it an image?")
             before = after = {}
-        facts = {"before": _text_keys(before), "after": _text_keys(after)}
-        return Product(reader.record(facts), (*notes, *reader.notes()))
+        return {"before": _text_keys(before), "after": _text_keys(after)}
 
     def _type(self, stored: np.dtype, mapping: Mapping[int, int], path: Path) -> np.dtype:
-        try:
-            kind = stored if self.dtype is None else np.dtype(self.dtype)
-        except TypeError as error:
-            raise UsageError(f"{self.dtype!r} is not the name of a number type, such as uint8 or int16.") from error
+        kind = stored if self.dtype is None else np.dtype(self.dtype)
         if kind.kind in "iu":
             limits = np.iinfo(kind)
             wrong = sorted(new for new in mapping.values() if not limits.min <= new <= limits.max)
@@ -116,7 +132,8 @@ class Extract(Operation):
 
     def finish(self, entries: Mapping[str, dict], ask: Ask) -> Iterable[Path]:
         folder = Path(self.destination)
-        meta = {case: entry["record"] for case, entry in entries.items() if entry["state"] == "done"}
+        done = {case: entry["record"] for case, entry in entries.items() if entry["state"] == "done"}
+        meta = {case: record for case, record in done.items() if "before" in record}
         configs = {"source": str(self.source), **self.parameters(), "mapping": _text_keys(parse_mapping(self.mapping))}
         write_json(folder / "extract_meta.json", meta)
         write_json(folder / "extract_configs.json", configs)
@@ -135,6 +152,9 @@ class Extract(Operation):
             write_json(folder / META_NAME, {**meta, "classes": [names[0], *(classes[n] for n in sorted(classes))]})
             carried.append(folder / META_NAME)
         return carried
+
+    def describe(self, entries: Mapping[str, dict]) -> str | None:
+        return differing_documents(Path(self.source), Path(self.destination), (SPLIT_NAME,))
 
 
 def parse_mapping(words: Sequence[str]) -> dict[int, int]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from itkit.errors import DataError
 from itkit.io.geometry import SPACING_RTOL_EQUAL, Match, compare_geometries
@@ -56,11 +53,10 @@ class Limits:
     require_foreground: bool = False
 
 
-def examine_image(volume: Volume, low: float, high: float) -> Iterator[Finding]:
-    """Yield what is wrong with the voxels of an image, whose smallest and largest value are given (NaN if there is one)."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        wrong = int(np.size(volume.array) - np.isfinite(volume.array).sum())
-        yield Finding("finite", PROBLEM, f"{wrong:,} of {volume.array.size:,} voxels are NaN or infinite")
+def examine_image(volume: Volume, low: float | None, high: float | None, nonfinite: int) -> Iterator[Finding]:
+    """Yield what is wrong with the voxels of an image, whose finite extremes and number of other voxels are given."""
+    if nonfinite:
+        yield Finding("finite", PROBLEM, f"{nonfinite:,} of {volume.array.size:,} voxels are NaN or infinite")
     elif low == high:
         yield Finding("constant", NOTE, f"every voxel of the image is {low:g}")
 
@@ -115,3 +111,12 @@ def examine_pair(image: Volume, label: Volume) -> Iterator[Finding]:
     match, difference = compare_geometries(image.geometry, label.geometry)
     if match is not Match.EQUAL:
         yield Finding("pair", PROBLEM if match is Match.ERROR else NOTE, f"label has {difference}")
+
+
+def findings_of(entry: Mapping) -> list[list[str]]:
+    """Return the findings of a ledger entry, [rule, severity, text] each; what kept the case from being examined is one too."""
+    found = (entry.get("record") or {}).get("findings") or []
+    problems = "; ".join(text for _, severity, text in found if severity == PROBLEM)
+    if entry.get("state") == "failed" and entry["reason"] != problems:
+        return [*found, ["unexamined", PROBLEM, entry["reason"]]]
+    return found

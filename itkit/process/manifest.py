@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from itkit.errors import DataError
 from itkit.io.labels import count_values
 from itkit.io.volumes import Volume, read_header, read_volume
 from itkit.process.cases import Case, find_cases
+from itkit.process.contents import hash_input
 from itkit.process.ledger import stamp
 
 MANIFEST_NAME = "series_meta.json"
-_CHUNK = 1 << 20
 
 
 def read_manifest(root: str | os.PathLike) -> dict[str, dict]:
@@ -45,8 +45,9 @@ def describe_case(case: Case) -> dict:
 
     Returns:
         ``size`` and ``spacing`` (Z, Y, X; voxels and mm), ``channels`` (None without a channel axis), ``dtype``, ``min``,
-        ``max`` of the image; ``labels`` (sorted values, None without a label file); ``sha256`` and ``stamp`` (bytes, time)
-        of the image file and the same with ``label_`` in front.
+        ``max`` of the image's finite voxels (None if there is none), ``nonfinite`` (how many are NaN or infinite) if there are
+        any; ``labels`` (sorted finite values, None without a label file); ``sha256`` and ``stamp`` (bytes, time) of the image
+        file and the same with ``label_`` in front.
 
     Raises:
         DataError: If a file cannot be read.
@@ -56,32 +57,61 @@ def describe_case(case: Case) -> dict:
 
 
 def describe_volumes(
-    image: Volume, image_path: Path, label: Volume | None = None, label_path: Path | None = None
+    image: Volume,
+    image_path: Path,
+    label: Volume | None = None,
+    label_path: Path | None = None,
+    checksums: Mapping[Path, str] | None = None,
 ) -> dict:
-    """Return the manifest's entry of volumes that are in memory and in these files; see `describe_case`."""
+    """Return the manifest's entry of volumes that are in memory and in these files; see `describe_case`.
+
+    Args:
+        image: The image.
+        image_path: Its file.
+        label: The label, if there is one.
+        label_path: Its file.
+        checksums: Those of files that need not be read again for that.
+    """
+    known = checksums or {}
+    low, high, nonfinite = _extremes(image.array)
     entry = {
         "size": list(image.size_zyx),
         "spacing": list(image.spacing_zyx),
         "channels": image.array.shape[0] if image.array.ndim == 4 else None,
         "dtype": str(image.array.dtype),
-        "min": image.array.min().item(),
-        "max": image.array.max().item(),
+        "min": low,
+        "max": high,
+        **({"nonfinite": nonfinite} if nonfinite else {}),
         "labels": None,
-        "sha256": checksum(image_path),
+        "sha256": known.get(image_path) or checksum(image_path),
         "stamp": stamp(image_path),
     }
     if label is not None:
         entry |= {
             "labels": _values(label.array),
-            "label_sha256": checksum(label_path),
+            "label_sha256": known.get(label_path) or checksum(label_path),
             "label_stamp": stamp(label_path),
         }
     return entry
 
 
+def _extremes(array: np.ndarray) -> tuple[float | None, float | None, int]:
+    """The smallest and the largest finite value, and how many are not finite; JSON has no word for those."""
+    low, high = array.min(), array.max()
+    if np.isfinite(low) and np.isfinite(high):
+        return low.item(), high.item(), 0
+    finite = array[np.isfinite(array)]
+    if not finite.size:
+        return None, None, array.size
+    return finite.min().item(), finite.max().item(), array.size - finite.size
+
+
 def _values(label: np.ndarray) -> list:
-    """The values that occur in a label map, sorted; also of one that is no label map."""
-    return list(count_values(label)) if label.dtype.kind in "iu" else np.unique(label).tolist()
+    """The finite values that occur in a label map, sorted; also of one that is no label map."""
+    if label.dtype.kind in "iu":
+        return list(count_values(label))
+    values = np.unique(label)
+    return values[np.isfinite(values)].tolist()
 
 
 def update_manifest(root: str | os.PathLike, *, write: bool = True) -> dict[str, dict]:
@@ -135,18 +165,7 @@ def checksum(path: str | os.PathLike) -> str:
     Raises:
         DataError: If the file cannot be read.
     """
-    digest, path = hashlib.sha256(), Path(path)
-    parts = [path]
-    if path.suffix.lower() == ".mhd":
-        parts += [part for part in (path.with_suffix(".zraw"), path.with_suffix(".raw")) if part.is_file()]
-    try:
-        for part in parts:
-            with open(part, "rb") as stream:
-                while chunk := stream.read(_CHUNK):
-                    digest.update(chunk)
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror}).", path) from error
-    return digest.hexdigest()
+    return hash_input(Path(path))
 
 
 def fingerprint(source: str | os.PathLike | Iterable[Case]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,10 +42,13 @@ class Product:
     Attributes:
         record: Facts that go into the ledger and from there to `Operation.finish`; plain data.
         notes: Things a user should know although the case is done, a sentence each.
+        failure: Why the case counts as failed although there is a record; then none of its files is published. None: it
+            is done.
     """
 
     record: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    failure: str | None = None
 
 
 class Stage:
@@ -52,13 +56,19 @@ class Stage:
 
     Args:
         roots: Folders below which the case's files will lie.
-        token: Name of the staging folder, one a case.
+        token: Name of the staging folder.
+
+    Attributes:
+        checksums: SHA-256 of files whose bytes need not be read again for that: the runner puts in those of the inputs,
+            the operation may add those of staged files.
     """
 
     FOLDER = ".itkit-staging"
 
     def __init__(self, roots: Sequence[Path], token: str):
         self.roots, self.token = tuple(Path(os.path.abspath(root)) for root in roots), token
+        self.checksums: dict[Path, str] = {}
+        self._made: set[Path] = set()
 
     def path(self, final: str | os.PathLike) -> Path:
         """Return where to write the file that will become `final`; its folder is there already.
@@ -71,7 +81,9 @@ class Stage:
         if root is None:
             raise UsageError(f"{final}: lies outside of {', '.join(map(str, self.roots))}.")
         staged = self.folder(root) / final.relative_to(root)
-        staged.parent.mkdir(parents=True, exist_ok=True)
+        if staged.parent not in self._made:
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            self._made.add(staged.parent)
         return staged
 
     def folder(self, root: Path) -> Path:
@@ -79,12 +91,33 @@ class Stage:
         return root / self.FOLDER / self.token
 
     def files(self) -> list[tuple[Path, Path]]:
-        """Return (staged file, final path) of all that was written, ordered by final path."""
+        """Return (staged file, final path) of all that was written, ordered by final path; links count as files."""
         found = []
         for root in self.roots:
             folder = self.folder(root)
-            found += [(path, root / path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()]
+            for place, folders, names in os.walk(folder):
+                names += [name for name in folders if os.path.islink(os.path.join(place, name))]
+                staged = [Path(place, name) for name in names]
+                found += [(path, root / path.relative_to(folder)) for path in staged]
         return sorted(found, key=lambda pair: pair[1])
+
+    def as_final(self, text: str) -> str:
+        """Return a message in which staged files are called by their final paths."""
+        for root in self.roots:
+            text = text.replace(f"{self.folder(root)}{os.sep}", f"{root}{os.sep}")
+        return text
+
+    def clear(self, *, keep: int = 0) -> None:
+        """Remove the staging folder with all that is still in it.
+
+        Args:
+            keep: If it holds no more than so many folders and no file, they stay for the next case.
+        """
+        self.checksums.clear()
+        if len(self._made) > keep or (self._made and self.files()):
+            for root in self.roots:
+                shutil.rmtree(self.folder(root), ignore_errors=True)
+            self._made.clear()
 
 
 class Operation:
@@ -102,6 +135,8 @@ class Operation:
     destination: Path
     places: ClassVar[tuple[str, ...]] = ("source", "destination")
     """Fields that say where things lie; all other fields decide about the results."""
+    preload: ClassVar[tuple[str, ...]] = ("numpy",)
+    """Modules that `process` imports late; worker processes are forked from one that has them."""
 
     def tasks(self) -> Sequence[Task]:
         """Return the cases of the source, in a stable order.

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from itkit.io.geometry import Match, compare_geometries
 from itkit.io.orientation import orientation, reorient, require_code
 from itkit.io.volumes import write_volume
-from itkit.process.documents import carry_documents
+from itkit.process.documents import carry_documents, differing_documents
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
 from itkit.process.reading import Reader
 from itkit.process.sources import find_files, group_cases
@@ -52,12 +53,21 @@ class Orient(Operation):
         ]
 
     def process(self, task: Task, stage: Stage) -> Product:
-        reader, was = Reader(self.fix_geometry), []
+        reader, was, grids = Reader(self.fix_geometry), [], []
         for path, output in zip(task.inputs, task.outputs, strict=True):
             volume = reader.volume(path)
             write_volume(stage.path(output), reorient(volume, self.orientation))
             was.append(orientation(volume))
-        return Product(reader.record({"was": was, "is": self.orientation}), reader.notes())
+            grids.append(volume.geometry)
+        notes = reader.notes()
+        if len(grids) == 2:
+            match, difference = compare_geometries(*grids)
+            if match is not Match.EQUAL:
+                notes += (f"label has {difference}; each was turned for itself",)
+        return Product(reader.record({"was": was, "is": self.orientation}), notes)
 
     def finish(self, entries: Mapping[str, dict], ask: Ask) -> Iterable[Path]:
         return carry_documents(Path(self.source), Path(self.destination))
+
+    def describe(self, entries: Mapping[str, dict]) -> str | None:
+        return differing_documents(Path(self.source), Path(self.destination))

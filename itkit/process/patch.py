@@ -20,7 +20,7 @@ from itkit.io.labels import require_whole
 from itkit.io.volumes import Volume, write_volume
 from itkit.io.windows import window_starts
 from itkit.process.cases import IMAGE_FOLDER, LABEL_FOLDER
-from itkit.process.documents import carry_documents
+from itkit.process.documents import carry_documents, differing_documents
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
 from itkit.process.reading import Reader
 from itkit.process.sources import find_files, group_cases
@@ -94,15 +94,13 @@ class Patch(Operation):
     def tasks(self) -> Sequence[Task]:
         found = []
         for case in group_cases(find_files(self.source, recursive=self.recursive)):
-            if case.image is None:
-                continue
-            files = [case.image] if case.label is None else [case.image, case.label]
-            found.append(Task(case.case_id, tuple(file.path for file in files)))
-        if not found:
-            raise DataError("holds labels but no image.", self.source)
+            roles = tuple(file.role or IMAGE_FOLDER for file in case.files)
+            found.append(Task(case.case_id, tuple(file.path for file in case.files), roles=roles))
         return found
 
     def process(self, task: Task, stage: Stage) -> Product:
+        if IMAGE_FOLDER not in task.roles:
+            raise DataError("is a label without an image.", task.inputs[0])
         if len(task.inputs) < 2 and not self.still_save_when_no_label:
             raise DataError(
                 "has no label; with --still-save-when-no-label all of its patches are kept.", task.inputs[0]
@@ -176,6 +174,9 @@ class Patch(Operation):
         write_json(Path(self.destination) / "crop_meta.json", document)
         carried = carry_documents(Path(self.source), Path(self.destination))
         return (Path(self.destination) / "crop_meta.json", *carried)
+
+    def describe(self, entries: Mapping[str, dict]) -> str | None:
+        return differing_documents(Path(self.source), Path(self.destination))
 
 
 def _described(case: str, record: dict) -> dict:

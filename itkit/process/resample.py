@@ -15,7 +15,7 @@ from itkit.io.geometry import Geometry, require_same_grid
 from itkit.io.labels import require_whole
 from itkit.io.resampling import resample_to_grid, resample_to_size, resample_to_spacing
 from itkit.io.volumes import Volume, write_volume
-from itkit.process.documents import carry_documents
+from itkit.process.documents import carry_documents, differing_documents
 from itkit.process.manifest import MANIFEST_NAME, describe_volumes
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
 from itkit.process.reading import Reader
@@ -31,7 +31,7 @@ class Resample(Operation):
 
     Args:
         kind: ``"image"``, ``"label"``, or ``"dataset"`` (``image/`` and ``label/``, each in its way).
-        source: A folder of volumes, or a dataset.
+        source: A folder of volumes, or a dataset (with ``"image"`` or ``"label"``, only these of it are done).
         destination: Folder for the results, in the layout of the source.
         spacing: Voxel spacing in mm, (Z, Y, X); -1 keeps an axis. The centre of the first voxel stays.
         size: Voxels, (Z, Y, X); -1 keeps an axis. The outer edges of the volume stay.
@@ -101,13 +101,18 @@ class Resample(Operation):
         for case in cases:
             if self.kind == "dataset":
                 files, roles = case.files, [file.role or "image" for file in case.files]
-            else:
-                files, roles = case.files, [self.kind] * len(case.files)
+            else:  # of a dataset the images, or the label maps; of a plain folder everything
+                files = tuple(file for file in case.files if file.role in (None, self.kind))
+                roles = [self.kind] * len(files)
+            if not files:
+                continue
             inputs, outputs = [file.path for file in files], [Path(self.destination) / file.relative for file in files]
             if self.target_folder is not None and case.case_id in targets:
                 inputs.append(targets[case.case_id].path)
                 roles = [*roles, "target"]
             found.append(Task(case.case_id, tuple(inputs), tuple(outputs), tuple(roles)))
+        if not found:
+            raise DataError(f"holds no {self.kind}.", self.source)
         return found
 
     def _targets(self) -> dict[str, SourceFile]:
@@ -139,7 +144,10 @@ class Resample(Operation):
         before = volumes[first]
         was = {"size": list(before.size_zyx), "spacing": list(before.spacing_zyx)}
         facts = {"name": task.outputs[0].name, "was": was, "is": entry}
-        return Product(reader.record(facts), reader.notes())
+        notes = reader.notes()
+        if "nonfinite" in entry:
+            notes += (f"{entry['nonfinite']:,} voxels are NaN or infinite now, because some of the source are",)
+        return Product(reader.record(facts), notes)
 
     def _resampled(self, volume: Volume, role: str, target: Geometry | None, path: Path) -> Volume:
         kind = role
@@ -167,3 +175,6 @@ class Resample(Operation):
 def _kept(values: Sequence[float]) -> tuple[float | None, ...]:
     """The numbers with None for -1."""
     return tuple(None if value == -1 else value for value in values)
+
+    def describe(self, entries: Mapping[str, dict]) -> str | None:
+        return differing_documents(Path(self.source), Path(self.destination))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -91,6 +93,8 @@ def find_files(source: str | os.PathLike, *, recursive: bool = False) -> list[So
         relative = path.relative_to(source)
         role = relative.parts[0] if dataset and relative.parts[0] in (IMAGE_FOLDER, LABEL_FOLDER) else None
         found.append(SourceFile(path, relative, role))
+    if not recursive and found:
+        _warn_of_subfolders(source, dataset)
     if not found:
         hint = "" if recursive else " Look into its subfolders with -r." * any(p.is_dir() for p in source.iterdir())
         raise DataError(f"holds no volume ({', '.join(sorted(FORMATS))}).{hint}", source)
@@ -119,8 +123,22 @@ def group_cases(files: Iterable[SourceFile]) -> list[SourceCase]:
     return sorted(cases, key=lambda case: case.case_id)
 
 
+def _warn_of_subfolders(source: Path, dataset: bool) -> None:
+    """Say how many volumes lie one folder deeper, so that nobody takes them for done."""
+    tops = [source / name for name in (IMAGE_FOLDER, LABEL_FOLDER) if (source / name).is_dir()] if dataset else [source]
+    below = [entry.path for top in tops for entry in os.scandir(top) if entry.name[0] != "." and _is_folder(entry)]
+    count = 0
+    for folder in below:
+        with contextlib.suppress(OSError):
+            count += sum(bool(volume_suffix(name)) and name[0] != "." for name in os.listdir(folder))
+    if count:
+        warnings.warn(f"{source}: {count} volumes in subfolders are left out; -r takes them too.", stacklevel=3)
+
+
 def _walk(source: Path, recursive: bool, always: tuple[str, ...]) -> Iterator[Path]:
-    entered, waiting = set(), [source]
+    # What lies above the source is entered already: a link that leads there is a loop too.
+    entered = {(at.st_dev, at.st_ino) for at in map(os.stat, source.resolve().parents)}
+    waiting = [source]
     while waiting:
         folder = waiting.pop()
         status = os.stat(folder)
@@ -134,8 +152,15 @@ def _walk(source: Path, recursive: bool, always: tuple[str, ...]) -> Iterator[Pa
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 if recursive or (folder == source and entry.name in always):
                     waiting.append(Path(entry.path))
             elif volume_suffix(entry.name):
                 yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: whoever reads it is told
+        return False

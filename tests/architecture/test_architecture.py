@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import itkit
-from itkit.cli.table import COMMANDS
+from itkit.cli.table import COMMANDS, PLANNED
 
 ROOT = Path(itkit.__file__).resolve().parent
 REPOSITORY = ROOT.parent
@@ -69,7 +69,7 @@ def test_shell_commands_come_from_the_table():
     assert scripts == {c.name: c.target for c in COMMANDS if " " not in c.name}
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.name not in PLANNED], ids=lambda c: c.name)
 def test_each_command_exists_and_its_help_is_worth_reading(command, capsys):
     module, _, function = command.target.partition(":")
     main = getattr(importlib.import_module(module), function)

@@ -51,7 +51,8 @@ CONFIGS = {
     "OPTIMIZERS": lambda part: {"optim_wrapper": {"type": "OptimWrapper", "optimizer": part}},
     "VISBACKENDS": lambda part: {"visualizer": {"type": "Visualizer", "vis_backends": [part]}},
 }
-"""How a config names a component of each kind. Runners and constructors of wrappers are named by a word alone."""
+"""How a config names a component of each kind. Those of the other kinds are named by a word alone."""
+NAMED_ALONE = ("RUNNERS", "OPTIM_WRAPPER_CONSTRUCTORS", "MODEL_WRAPPERS", "STRATEGIES")
 IN_CONFIGS = [entry for entry in PARTS if entry[0] in CONFIGS]
 EACH_IN_CONFIGS = pytest.mark.parametrize(
     "role,name,part", IN_CONFIGS, ids=[f"{role}-{name}" for role, name, _ in IN_CONFIGS]
@@ -65,7 +66,7 @@ def arguments_of(part) -> list[str]:
 
 
 def test_something_of_every_kind_is_registered():
-    assert {role for role, _, _ in PARTS} == {*CONFIGS, "RUNNERS", "OPTIM_WRAPPER_CONSTRUCTORS"}
+    assert {role for role, _, _ in PARTS} == {*CONFIGS, *NAMED_ALONE}
     assert len(PARTS) > 60
 
 

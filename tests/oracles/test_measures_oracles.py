@@ -112,3 +112,52 @@ def test_surface_dice_equals_monai_with_subvoxels_and_hausdorff_is_near(seed, sp
     # MONAI measures between centres of border voxels: the two definitions differ by less than a voxel's diagonal
     distance = compute_hausdorff_distance(*pair, spacing=spacing)
     np.testing.assert_allclose(distance[0], ours["HD"][1:], atol=np.linalg.norm(spacing))
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 1), (2, 3, 2), (6, 9, 8)])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_near_and_far_predictions_equal_deepminds(shift, spacing, monkeypatch):
+    monkeypatch.setattr(np, "Inf", np.inf, raising=False)
+    truth = np.zeros((40, 42, 44), np.uint8)
+    truth[8:30, 9:32, 8:33] = blobs((22, 23, 25), 1)[0]
+    prediction = np.roll(truth, shift, (0, 1, 2))
+    for label, ours in surface.label_surface_distances(truth, prediction, (1, 2), spacing):
+        theirs = deepmind.compute_surface_distances(truth == label, prediction == label, spacing)
+        np.testing.assert_allclose(ours.truth_to_prediction, theirs["distances_gt_to_pred"], rtol=1e-12)
+        np.testing.assert_allclose(ours.prediction_to_truth, theirs["distances_pred_to_gt"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("cases", [2, 5, 12, 40, 150])
+def test_signed_rank_test_equals_scipys(cases):
+    from scipy import stats
+
+    from itkit.measures.statistics import signed_rank_test
+
+    differences = np.random.default_rng(cases).normal(0.2, 1, cases)
+    assert signed_rank_test(differences) == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize("digits", [1, 8])
+def test_signed_rank_test_of_many_cases_equals_scipys(digits):
+    from scipy import stats
+
+    from itkit.measures.statistics import signed_rank_test
+
+    differences = np.round(np.random.default_rng(0).normal(0.1, 1, 400), digits)
+    try:  # the name of the normal approximation was changed in SciPy 1.13
+        expected = stats.wilcoxon(differences, method="asymptotic").pvalue
+    except ValueError:
+        expected = stats.wilcoxon(differences, method="approx").pvalue
+    assert signed_rank_test(differences) == pytest.approx(expected, rel=1e-9)
+
+
+def test_signed_rank_test_with_ties_equals_all_sign_patterns():
+    import itertools
+
+    from itkit.measures.statistics import signed_rank_test
+
+    differences = np.array([-2.0, 1, -3, -2, 4, 1, 4, -3, -2, 3])
+    ranks = np.array([np.mean(np.flatnonzero(np.sort(np.abs(differences)) == abs(d)) + 1) for d in differences])
+    sums = np.array([np.dot(signs, ranks) for signs in itertools.product((0, 1), repeat=len(ranks))])
+    seen = min(ranks[differences > 0].sum(), ranks[differences < 0].sum())
+    assert signed_rank_test(differences) == pytest.approx(min(1, 2 * (sums <= seen).mean()), rel=1e-12)

@@ -115,7 +115,7 @@ def test_there_are_48_codes_and_no_other():
     assert len(set(ORIENTATIONS)) == 48
     with pytest.raises(UsageError, match="'LLS' is none of the 48"):
         reorient(Volume(np.zeros((2, 2, 2))), "LLS")
-    with pytest.raises(UsageError, match="kind is 'image' or 'label', not 'mask'"):
+    with pytest.raises(UsageError, match="kind is 'image', 'label' or 'label_linear', not 'mask'"):
         resample_to_spacing(Volume(np.zeros((2, 2, 2))), (1, 1, 1), kind="mask")
     with pytest.raises(GeometryError, match="spacing"):
         resample_to_spacing(Volume(np.zeros((2, 2, 2))), (1, 0, 1), kind="label")

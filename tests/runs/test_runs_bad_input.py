@@ -223,6 +223,9 @@ def test_failing_validation_loses_no_step_and_no_validation(tiny):
     assert tiny.state()["last"]["step"] == 4, "the four steps before the validation are kept"
     path.write_bytes(whole)
     code, _, err = tiny.mmrun("0.1", *interval)
+    assert code == 2, "a file that was repaired is other data"
+    assert "validation data: 1 changed (case_04)" in err
+    code, _, err = tiny.mmrun("0.1", "--resume-changed", *interval)
     assert code == 0, err
     assert "resumes after step 4 of 8" in err
     assert tiny.state()["failure"] is None
@@ -308,7 +311,7 @@ def test_full_disk_under_a_checkpoint_keeps_the_old_one(tiny, monkeypatch, error
     def full(checkpoint, file, *args, **kwargs):
         if checkpoint["meta"]["iter"] < 6:
             return save(checkpoint, file, *args, **kwargs)
-        Path(file).write_bytes(b"half")
+        file.write(b"half")
         raise error
 
     monkeypatch.setattr(torch, "save", full)
@@ -411,8 +414,14 @@ def test_mistakes_in_yaml_and_json_models(tiny, name, source, text):
 def test_changed_model_is_refused_with_name_and_shapes_and_the_run_is_untouched(tiny):
     assert tiny.mmrun("0.1")[0] == 0
     before = {path: path.read_bytes() for path in (tiny.folder() / "checkpoints").iterdir()}
+    state = tiny.state()
     options = ["model.num_classes=4", "model.backbone.out_channels=4", "train_cfg.max_iters=12"]
-    line, _ = refused(tiny, "0.1", "--cfg-options", *options)
+    code, _, err = tiny.mmrun("0.1", "--cfg-options", *options)
+    assert code == 2
+    assert "model.num_classes: 3 -> 4" in err
+    assert "model.backbone.out_channels: 3 -> 4" in err
+    assert tiny.state() == state
+    line, _ = refused(tiny, "0.1", "--resume-changed", "--cfg-options", *options)
     assert "backbone.model.2.conv.weight" in line
     assert "(12, 4, 3, 3, 3)" in line
     assert "(12, 3, 3, 3, 3)" in line
@@ -488,15 +497,19 @@ def test_nan_loss_ends_the_run_and_no_broken_weights_replace_good_ones(world, mo
         assert all(torch.isfinite(value).all() for value in saved["raw_state_dict"].values()), path.name
     shutil.rmtree(world.root / "configs")
     make_experiment(world.root, iterations=16)
-    code, _, err = world.mmrun("0.1")
+    code, _, err = world.mmrun("0.1", "--resume-changed")
     assert code == 0, err
+    assert "goes on with a change: hooks.PoisonHook: removed" in err
     assert_equals_an_undisturbed_run(world, 16, iterations=16)
 
 
 # ---------------------------------------------------------------- stops, and folders that somebody touched
 
 
-@pytest.mark.parametrize("number,code,word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+@pytest.mark.parametrize(
+    "number,code,word",
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "asked to end by SIGTERM")],
+)
 def test_stopped_from_outside_ends_orderly_and_goes_on_later(world, number, code, word):
     make_experiment(world.root, iterations=4000, workers=1)
     command = [sys.executable, "-m", "itkit.mm.run", "0.1", "--config-root", "configs", "--work-dir-root", "work"]
@@ -506,16 +519,16 @@ def test_stopped_from_outside_ends_orderly_and_goes_on_later(world, number, code
     deadline = time.time() + 120
     while not list(world.folder().glob("checkpoints/iter_*.pth")) and time.time() < deadline:
         time.sleep(0.02)
-    os.killpg(process.pid, number)  # the terminal sends Ctrl-C to all processes of the run
+    os.killpg(process.pid, number)  # the terminal and batch systems send it to all processes of the run
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert err.splitlines()[-1] == f"mmrun: {word}; a later start resumes from the last checkpoint"
+    assert err.splitlines()[-1] == f"mmrun: {word}; a later start resumes from the last checkpoint (exit code {code})"
     assert "Traceback" not in err
     assert not (world.folder() / "run.lock").exists()
     state = world.state()
     assert state["state"] == "partial"
-    if number == signal.SIGTERM:
-        return
+    assert state["stopped"] == {"by": signal.Signals(number).name, "step": state["step"]}
+    assert state["last"]["step"] == state["step"]
     done, _, err = world.mmrun("0.1", "--cfg-options", f"train_cfg.max_iters={state['step'] + 4}")
     assert done == 0, err
     assert "takes over" not in err

@@ -220,3 +220,13 @@ def test_errors_of_the_library():
     volume.array[0, 0, 0] = np.inf
     with pytest.raises(DataError, match="1 NaN or infinite"):
         augmentation.require_finite(volume, "a.mha")
+
+
+def test_labels_without_an_image_are_named(tool, tmp_path):
+    source = make_dataset(tmp_path / "raw", 2)
+    (source / "image/case_1.mha").unlink()
+    words = [source / "image", source / "label", "-oimg", tmp_path / "out", "--random-rot", 5]
+    code, out, _ = tool("itk_aug", *words)
+    assert code == 0
+    assert "1 labels have no image of their name: case_1" in out
+    assert json.loads((tmp_path / "out/aug_meta.json").read_text())["labels_without_image"] == ["case_1"]

@@ -3,11 +3,14 @@
 import gzip
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from tool_data import ledger, make_dataset, make_label, make_volume
 
+from itkit.errors import DataError
 from itkit.io.volumes import Volume, read_volume, write_volume
 from itkit.process.check import duplicates
 from itkit.process.manifest import update_manifest
@@ -141,6 +144,67 @@ def test_voxel_files_of_headers_are_copied_too(tool, tmp_path):
     np.testing.assert_array_equal(a.array, b.array)
 
 
+def test_links_to_headers_come_with_links_to_their_voxels(tool, tmp_path):
+    source = make_dataset(tmp_path / "raw", 1, suffix=".mhd")
+    assert tool("itk_check", "symlink", source, "-o", tmp_path / "good")[0] == 0
+    assert (tmp_path / "good/image/case_0.mhd").is_symlink()
+    linked = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "good/image/case_0.mhd")))
+    np.testing.assert_array_equal(linked, read_volume(source / "image/case_0.mhd").array)
+
+
+def test_voxels_outside_of_their_folder_are_not_carried(tool, tmp_path):
+    write_volume(tmp_path / "raw/a.mhd", make_volume())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "raw/a.zraw").rename(tmp_path / "elsewhere/a.zraw")
+    header = (tmp_path / "raw/a.mhd").read_text().replace("= a.zraw", f"= {tmp_path}/elsewhere/a.zraw")
+    (tmp_path / "raw/a.mhd").write_text(header)
+    assert tool("itk_check", "check", tmp_path / "raw", "-o", tmp_path / "out")[0] == 0
+    code, _, said = tool("itk_check", "copy", tmp_path / "raw", "-o", tmp_path / "good")
+    assert code == 1
+    assert "outside of its folder. Make it one file with itk_convert format." in said
+
+
+def test_nothing_that_is_written_holds_a_nan(tool, tmp_path, faulty):
+    assert tool("itk_check", "check", faulty, "-o", tmp_path / "out", "--report")[0] == 1
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    for name in ("series_meta.json", "check.json"):
+        json.loads((tmp_path / "out" / name).read_text(), parse_constant=refuse)
+    for line in (tmp_path / "out/ledger.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    entry = json.loads((tmp_path / "out/series_meta.json").read_text())["nan.mha"]
+    values = read_volume(faulty / "image/nan.mha").array
+    assert (entry["min"], entry["max"], entry["nonfinite"]) == (np.nanmin(values), np.nanmax(values), 1)
+
+
+@pytest.mark.parametrize("fault", ["rights", "memory", "memory of the system", "copied meanwhile"])
+def test_what_is_no_fault_of_the_files_is_never_deleted(tool, tmp_path, monkeypatch, fault):
+    source = make_dataset(tmp_path / "raw", 2)
+    whole = (source / "image/case_1.mha").read_bytes()
+    before = snapshot(source)
+
+    def read(path):
+        if path.name == "case_1.mha" and path.parent.name == "image":
+            if fault == "memory":
+                raise MemoryError
+            if fault == "copied meanwhile":
+                path.write_bytes(whole + b"more")
+                raise DataError("the compressed data end too early.", path)
+            cause = MemoryError() if fault == "memory of the system" else PermissionError(13, "Permission denied")
+            raise DataError("cannot be had.", path) from cause
+        return read_volume(path)
+
+    monkeypatch.setattr("itkit.process.check.read_volume", read)
+    code, _, said = tool("itk_check", "delete", source, "-o", tmp_path / "out", "--yes")
+    assert code == 1
+    assert "1 done, 0 up to date, 1 failed" in said
+    assert not (tmp_path / "out/deleted.jsonl").exists()
+    assert snapshot(source).keys() == before.keys()
+    assert rules(tmp_path / "out", "case_1") >= {"unexamined"}
+
+
 def test_deleting_asks_and_removes_only_what_is_bad(tool, tmp_path, faulty):
     before = snapshot(faulty)
     code, _, said = tool("itk_check", "delete", faulty, "-o", tmp_path / "out")
@@ -154,6 +218,23 @@ def test_deleting_asks_and_removes_only_what_is_bad(tool, tmp_path, faulty):
     assert {line["case"] for line in log} == EXPECTED.keys()
     assert all(line["reason"] for line in log)
     assert tool("itk_check", "delete", faulty, "-o", tmp_path / "out", "--yes")[0] == 0
+
+
+def test_a_file_that_cannot_be_deleted_is_named_and_stops_nobody(tool, tmp_path, faulty, monkeypatch):
+    unlink = Path.unlink
+
+    def stubborn(path, **options):
+        if path.name == "shorter.mha" and path.parent.name == "image":
+            raise PermissionError(1, "Operation not permitted")
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", stubborn)
+    code, _, said = tool("itk_check", "delete", faulty, "-o", tmp_path / "out", "--yes")
+    assert code == 1
+    assert re.search(r"1 of \d+ files could not be deleted: .*image/shorter.mha: Operation not permitted", said)
+    assert {path.name for path in (faulty / "image").iterdir()} == {"case_0.mha", "shorter.mha"}
+    log = [json.loads(line) for line in (tmp_path / "out/deleted.jsonl").read_text().splitlines()]
+    assert [line["kept"] for line in log if "kept" in line] == [str(faulty / "image/shorter.mha")]
 
 
 @pytest.mark.parametrize(
@@ -222,6 +303,17 @@ def test_the_page_shows_every_readable_case_and_loads_nothing(tool, tmp_path, fa
         assert title in page
     assert not re.search(r"(src|href)=['\"](?!data:)", page)
     assert "1 without problems" in page
+
+
+def test_a_label_stored_as_floating_point_is_drawn_and_counted(tool, tmp_path):
+    for name, dtype in (("a", "uint8"), ("b", "float32")):
+        write_volume(tmp_path / f"raw/image/{name}.mha", make_volume())
+        write_volume(tmp_path / f"raw/label/{name}.mha", make_label(dtype=dtype))
+    assert tool("itk_check", "check", tmp_path / "raw", "-o", tmp_path / "out", "--report")[0] == 0
+    a, b = (entry["record"] for entry in ledger(tmp_path / "out").values())
+    assert a["volumes_ml"].keys() == {"1", "2", "3"}
+    assert b["volumes_ml"] == a["volumes_ml"]
+    assert "volume of class 1 in 2 cases" in (tmp_path / "out/report.html").read_text()
 
 
 def test_results_do_not_depend_on_workers(tool, tmp_path, faulty):

@@ -1,9 +1,11 @@
 """`itk_extract`: values mapped at once, types kept, slips refused."""
 
+import errno
 import json
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 from tool_data import ledger, make_dataset, make_label, make_volume
@@ -50,6 +52,52 @@ def test_images_are_linked_or_left_out(tool, tmp_path):
     assert (tmp_path / "links/image/case_0.mha").resolve() == (source / "image/case_0.mha").resolve()
     assert tool("itk_extract", source, tmp_path / "none", "1:1", "--images", "none")[0] == 0
     assert not (tmp_path / "none/image").exists()
+
+
+@pytest.mark.parametrize("way", ["copy", "symlink"])
+def test_images_of_two_files_go_along_with_both(tool, tmp_path, way):
+    source = make_dataset(tmp_path / "raw", 1, suffix=".mhd")
+    assert tool("itk_extract", source, tmp_path / "out", "1:1", "--images", way)[0] == 0
+    carried = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out/image/case_0.mhd")))
+    np.testing.assert_array_equal(carried, read_volume(source / "image/case_0.mhd").array)
+
+
+def test_cases_without_a_label_stay_in_the_dataset(tool, tmp_path):
+    source = make_dataset(tmp_path / "raw", 2)
+    (source / "label/case_1.mha").unlink()
+    code, _, said = tool("itk_extract", source, tmp_path / "out", "1:1")
+    assert code == 0
+    assert "note    case_1: has no label; its image goes along" in said
+    assert (tmp_path / "out/image/case_1.mha").read_bytes() == (source / "image/case_1.mha").read_bytes()
+    assert list(json.loads((tmp_path / "out/extract_meta.json").read_text())) == ["case_0"]
+    assert tool("itk_extract", source, tmp_path / "labels", "1:1", "--images", "none")[0] == 0
+    assert ledger(tmp_path / "labels").keys() == {"case_0"}
+
+
+@pytest.mark.parametrize("way", ["copy", "symlink"])
+def test_a_damaged_image_or_one_on_another_grid_is_not_carried(tool, tmp_path, way):
+    source = make_dataset(tmp_path / "raw", 3, suffix=".nii.gz")
+    damaged = source / "image/case_0.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    write_volume(source / "label/case_1.nii.gz", make_label(size=(1, 8, 10)))
+    code, _, said = tool("itk_extract", source, tmp_path / "out", "1:1", "--images", way)
+    assert code == 1
+    assert "case_0.nii.gz: the compressed data end" in said
+    assert "label has size (1, 8, 10), image has (6, 8, 10)" in said
+    assert [path.name for path in (tmp_path / "out/image").iterdir()] == ["case_2.nii.gz"]
+    assert [path.name for path in (tmp_path / "out/label").iterdir()] == ["case_2.nii.gz"]
+
+
+def test_a_full_disk_is_said_of_the_copy_not_of_the_source(tool, tmp_path, monkeypatch):
+    source = make_dataset(tmp_path / "raw", 1)
+
+    def full(there, here):
+        raise OSError(errno.ENOSPC, "No space left on device", str(there))
+
+    monkeypatch.setattr("itkit.process.carrying.shutil.copy2", full)
+    code, _, said = tool("itk_extract", source, tmp_path / "out", "1:1")
+    assert code == 1
+    assert f"{tmp_path}/out/image/case_0.mha: No space left on device. Make room and run it again." in said
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "float32"])
@@ -114,6 +162,15 @@ def test_a_class_that_is_nowhere_is_noted(tool, tmp_path):
 def test_slips_are_refused(words, text):
     with pytest.raises(UsageError, match=text):
         parse_mapping(words)
+
+
+@pytest.mark.parametrize(
+    "dtype, text", [("foo", "'foo' is not the name of a number type"), ("U4", "not stored as <U4")]
+)
+def test_a_type_that_makes_no_sense_is_refused_before_any_case(tool, tmp_path, dtype, text):
+    code, _, said = tool("itk_extract", make_dataset(tmp_path / "raw", 1), tmp_path / "out", "1:1", "--dtype", dtype)
+    assert (code, text in said) == (2, True), said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dataset_without_labels_is_an_error(tool, tmp_path):

@@ -67,3 +67,15 @@ def test_what_is_written_is_straight_and_the_centre_stays(tool, tmp_path, leanin
     there = np.array(before["origin_xyz"]) + leaning_matrix @ centre
     here = (index_to_world(result.geometry) @ [*centre, 1])[:3]
     np.testing.assert_allclose(here, there, atol=1e-9)
+
+
+@pytest.mark.parametrize("way", ["copy", "symlink"])
+def test_a_leaning_image_is_not_copied_beside_a_repaired_label(tool, tmp_path, leaning, way):
+    words = [leaning, tmp_path / "out", "1:1", "--images", way, "--fix-geometry"]
+    assert tool("itk_extract", *words)[0] == 0
+    image, label = (read_volume(tmp_path / "out" / folder / "leaning.mha") for folder in ("image", "label"))
+    assert image.geometry == label.geometry
+    np.testing.assert_array_equal(image.array, make_volume().array)
+    good = tmp_path / "out/image/good.mha"
+    assert good.is_symlink() == (way == "symlink")
+    assert good.read_bytes() == (leaning / "image/good.mha").read_bytes()

@@ -157,3 +157,12 @@ def test_boxes_outside_and_impossible_margins_are_refused():
         pad(volume, (1, 0, 0), (0, 0, 0), 0.5)
     with pytest.raises(UsageError, match="40000 is no value of int16 voxels"):
         pad(volume, (1, 0, 0), (0, 0, 0), 40000)
+
+
+def test_a_label_without_an_image_is_named(tool, tmp_path):
+    source = make_dataset(tmp_path / "raw", 2)
+    (source / "image/case_1.mha").unlink()
+    code, _, said = tool("itk_patch", source, tmp_path / "out", "--patch-size", 4)
+    assert code == 1
+    assert "label/case_1.mha: is a label without an image." in said
+    assert "1 done, 0 up to date, 1 failed" in said

@@ -181,3 +181,37 @@ def test_a_folder_that_is_no_dataset(tool, tmp_path):
     code, _, said = tool("itk_resample", "dataset", tmp_path / "raw", tmp_path / "out", "--size", 3, 3, 3)
     assert (code, "give 'image' or 'label' for a plain folder" in said) == (1, True)
     assert tool("itk_resample", "volume", tmp_path / "raw", tmp_path / "out", "--size", 3, 3, 3)[0] == 2
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_of_a_dataset_only_the_images_or_only_the_labels(tool, tmp_path, kind):
+    source = make_dataset(tmp_path / "raw", 2)
+    (source / "label/case_1.mha").unlink()
+    code, _, said = tool("itk_resample", kind, source, tmp_path / "out", "--spacing", 1.5, -1, -1)
+    assert code == 0
+    assert f"{2 if kind == 'image' else 1} done" in said
+    assert {path.parent.name for path in (tmp_path / "out").rglob("*.mha")} == {kind}
+    before, after = (read_volume(root / kind / "case_0.mha") for root in (source, tmp_path / "out"))
+    np.testing.assert_array_equal(after.array[::2], before.array)
+    if kind == "label":
+        assert set(np.unique(after.array)) <= set(np.unique(before.array))
+
+
+def test_a_kind_that_is_not_there(tool, tmp_path):
+    source = make_dataset(tmp_path / "raw", 1)
+    (source / "label/case_0.mha").unlink()
+    code, _, said = tool("itk_resample", "label", source, tmp_path / "out", "--spacing", 1, 1, 1)
+    assert (code, "holds no label." in said) == (1, True)
+
+
+def test_voxels_that_are_not_finite_are_noted(tool, tmp_path):
+    volume = make_volume(dtype="float32")
+    volume.array[3, 4, 5] = np.nan
+    write_volume(tmp_path / "raw/a.mha", volume)
+    code, _, said = tool("itk_resample", "image", tmp_path / "raw", tmp_path / "out", "--spacing", 1.5, -1, -1)
+    assert code == 0
+    count = int(np.isnan(read_volume(tmp_path / "out/a.mha").array).sum())
+    assert count == 3
+    assert f"note    a: {count} voxels are NaN or infinite now" in said
+    entry = json.loads((tmp_path / "out/series_meta.json").read_text())["a"]
+    assert entry["nonfinite"] == count

@@ -12,7 +12,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 from fake_experiment import NAME, make_experiment
 
-from itkit.experiment import comparison
 from itkit.experiment.comparison import (
     compare_models,
     load_experiment,
@@ -169,13 +168,6 @@ def test_smaller_distances_win(made):
     assert pair.better == "unet_strong"
     assert pair.difference < 0
     assert pair.wins > pair.losses
-
-
-def test_holm_is_monotone_and_exact():
-    pairs = [comparison.PairedComparison("a", "b", 0.0, None, p, 3, 0, 0) for p in (0.01, 0.04, 0.03, None)]
-    adjusted = [pair.p_value for pair in comparison._holm(pairs)]
-    assert adjusted[:3] == pytest.approx([0.03, 0.06, 0.06])
-    assert adjusted[3] is None
 
 
 def test_worst_cases_come_worst_first(made):

@@ -69,3 +69,48 @@ def test_forked_worker_that_outlives_the_holder_does_not_unlock(tmp_path):
         os.waitpid(child, 0)
         with pytest.raises(RunLocked), lock.hold(tmp_path):
             pass
+
+
+FORKING_HOLDER = """
+import os, sys, time, pathlib
+from itkit.experiment import lock
+with lock.hold(pathlib.Path(sys.argv[1])):
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_lock_of_a_killed_process_is_free_while_its_workers_live_on(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", FORKING_HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    try:
+        process.kill()
+        process.wait()
+        with lock.hold(tmp_path) as stale:
+            assert stale["pid"] == process.pid
+            os.kill(child, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_fresh_holder_elsewhere_of_the_same_start_of_several_processes_is_dead(tmp_path):
+    file = tmp_path / lock.LOCK_FILE
+    note = {"pid": 1, "host": "elsewhere", "command": "mmrun 0.1", "started": "now", "group": "7 in job 8"}
+    file.write_text(json.dumps(note))
+    for other in (None, "7 in job 9"):
+        with pytest.raises(RunLocked, match="process 1 on elsewhere"), lock.hold(tmp_path, other):
+            pass
+    with lock.hold(tmp_path, "7 in job 8") as stale:
+        assert stale["host"] == "elsewhere"
+
+
+def test_process_that_is_about_to_start_anew_leaves_no_lock(tmp_path):
+    with lock.hold(tmp_path):
+        lock.let_go()
+        assert not (tmp_path / lock.LOCK_FILE).exists()
+        with lock.hold(tmp_path) as stale:
+            assert stale is None

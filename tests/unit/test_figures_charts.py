@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from itkit.experiment.charts import Line, Strip, curve, interval_bar, learning_curves, line_chart, quantile, strip_chart
+from itkit._support.charts import MOST_DOTS, Line, Strip, interval_bar, line_chart, quantile, stack_charts, strip_chart
+from itkit.experiment.charts import curve, learning_curves
 
 NAN, INF = float("nan"), float("inf")
 
@@ -108,3 +109,31 @@ def test_interval_bar_orders_its_marks():
     low, high = (float(x) for x in re.search(r"x1='([\d.]+)' x2='([\d.]+)' y1='9' y2='9' stroke=", text).groups())
     assert low < float(re.search(r"cx='([\d.]+)'", text)[1]) < high
     assert math.isclose((high - low) / 138, 0.3, abs_tol=0.01)
+
+
+def test_differences_are_drawn_beside_zero():
+    text = strip_chart([Strip("a", [("x", 2.0), ("y", 3.0)])], title="t", zero=True)
+    (line,) = (e for e in ElementTree.fromstring(text).iter() if e.get("class") == "z")
+    dots = [float(e.get("cx")) for e in ElementTree.fromstring(text).iter() if e.tag.endswith("circle")]
+    assert float(line.get("x1")) < min(dots), "zero is on the axis although no case is near it"
+    assert "class='z'" not in strip_chart([Strip("a", [("x", 2.0)])], title="t")
+
+
+def test_of_many_cases_only_the_outermost_are_dots():
+    cases = [(f"c{number}", float(number)) for number in range(MOST_DOTS + 400)]
+    text = strip_chart([Strip("a", cases)], title="t")
+    assert text.count("<circle") == MOST_DOTS
+    assert "c0: 0<" in text
+    assert f"c{len(cases) - 1}: " in text
+    assert "c500: " not in text
+
+
+def test_stacked_charts_are_one_picture_with_fixed_colours():
+    charts = [strip_chart([Strip("a", [("x", 1.0), ("y", 2.0)])], title=title) for title in ("one", "two")]
+    text = stack_charts(charts)
+    tree = ElementTree.fromstring(text)
+    parts = [element for element in tree if element.tag.endswith("svg")]
+    assert [part.get("aria-label") for part in parts] == ["one", "two"]
+    assert float(parts[1].get("y")) == float(parts[0].get("height"))
+    assert float(tree.get("height")) == sum(float(part.get("height")) for part in parts)
+    assert "var(" not in text

@@ -13,7 +13,8 @@ import pytest
 import SimpleITK as sitk
 
 from itkit.errors import DataError, GeometryError
-from itkit.io.volumes import Volume, read_header, read_volume, write_volume
+from itkit.io import volumes
+from itkit.io.volumes import Volume, read_header, read_volume, volume_bytes, write_volume
 
 FORMATS = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
 OBLIQUE = (0.0, 1.0, 0.0, 0.6, 0.0, -0.8, -0.8, 0.0, -0.6)
@@ -91,6 +92,16 @@ def test_truncated_file_is_refused(tmp_path, suffix, keep):
     with pytest.raises(DataError, match="case_007") as caught:
         read_volume(path)
     assert caught.value.path == str(path)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nii", ".nrrd"])
+def test_one_missing_byte_of_a_plain_file_shows_in_its_header(tmp_path, suffix):
+    path = tmp_path / f"case{suffix}"
+    write_volume(path, make_volume(), compress=False)
+    victim = path.with_suffix(".raw") if suffix == ".mhd" else path
+    os.truncate(victim, victim.stat().st_size - 1)
+    with pytest.raises(DataError, match="the header asks for 1,386 bytes of voxels, the file holds at most 1,385"):
+        read_header(path)
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nii.gz", ".nrrd"])
@@ -171,13 +182,56 @@ def test_impossible_nifti_spacing_is_refused(tmp_path, value):
         read_volume(tmp_path / "bad.nii")
 
 
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_impossible_nifti_direction_is_refused(tmp_path, value):
+    write_volume(tmp_path / "a.nii", make_volume())
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    struct.pack_into("<2h", content, 252, 0, 1)  # no qform to fall back on
+    for row in range(3):
+        struct.pack_into("<3f", content, 280 + 16 * row, *[value] * 3)
+    (tmp_path / "bad.nii").write_bytes(content)
+    for read in (read_header, read_volume):
+        with pytest.raises(GeometryError, match="bad.nii: direction .* is not orthonormal"):
+            read(tmp_path / "bad.nii")
+
+
+@pytest.mark.parametrize("new,text", [
+    (b"(0,0,0) (0,0.75,0) (0,0,2.5)", "spacing .2.5, 0.75, 0. mm .Z, Y, X. is not positive"),
+    (b"(nan,0,0) (0,0.75,0) (0,0,2.5)", "spacing .* is not positive"),
+    (b"(1.25,0,0) (1.25,0,0) (0,0,2.5)", "is not orthonormal"),
+    (b"(1.25,0,0) (0,0.75,0)", "the header|not supported|domain axes|refused"),
+])  # fmt: skip
+def test_impossible_nrrd_directions_are_refused(tmp_path, new, text):
+    write_volume(tmp_path / "a.nrrd", make_volume(direction=(1.0, 0, 0, 0, 1, 0, 0, 0, 1)))
+    content = (tmp_path / "a.nrrd").read_bytes()
+    old = b"(1.25,0,0) (0,0.75,0) (0,0,2.5)"
+    assert old in content
+    (tmp_path / "bad.nrrd").write_bytes(content.replace(old, new))
+    for read in (read_header, read_volume):
+        with pytest.raises(DataError, match=text):
+            read(tmp_path / "bad.nrrd")
+
+
 @pytest.mark.parametrize("name,content,text", [
     ("missing.mha", None, "no such file"),
     ("empty.nii.gz", b"", "the file is empty"),
     ("note.txt", b"hello", "is not a volume file; known formats"),
     ("noise.mha", b"\x07" * 500, "has no ElementDataFile"),
     ("noise.nii", b"\x07" * 500, "does not begin like a NIfTI"),
-    ("second.nii", b"\x1c\x02\0\0" + bytes(600), "is NIfTI-2"),
+    ("second.nii", b"\x1c\x02\0\0" + bytes(500), "ends inside the NIfTI-2 header, after 504 bytes"),
+    ("third.nii", b"\x1c\x02\0\0ni2" + bytes(600), "not a single-file NIfTI"),
+    ("zipped.nii", b"\x1f\x8b\x08\0" + bytes(600), "gzip-compressed: name it .nii.gz"),
+    ("flat.nii", b"\x5c\1\0\0" + bytes(36) + b"\2\0\5\0\5\0" + bytes(298) + b"n+1" + bytes(20), "is 2-dimensional"),
+    ("type.nii", b"\x5c\1\0\0" + bytes(36) + b"\3\0" + b"\2\0" * 3 + bytes(22) + b"\7\7" + bytes(272) + b"n+1" + bytes(9),
+     "datatype 1799 is not a number type"),
+    ("five.nii", b"\x5c\1\0\0" + bytes(36) + b"\5\0" + b"\2\0" * 5 + bytes(292) + b"n+1" + bytes(20), "is 5-dimens"),
+    ("cut.nii.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\xff", "end before the NIfTI header"),
+    ("i.mha", b"NDims = 3\nDimSize = 2 2 2\nElementSpacing = 1 1\nElementType = MET_CHAR\nElementDataFile = LOCAL\n"
+              b"12345678", "elementspacing has 2 numbers, not 3"),
+    ("j.mha", b"NDims = 4\nDimSize = 2 2 2 2\nElementNumberOfChannels = 2\nElementType = MET_CHAR\n"
+              b"ElementDataFile = LOCAL\n", "a time axis and several values"),
+    ("k.mhd", b"NDims = 3\nDimSize = 2 2 2\nElementType = MET_SHORT\nElementDataFile = a\0b.raw\n", "which is not there"),
+    ("flat.nrrd", b"NRRD0004\ntype: uchar\nsizes: 2 2\nencoding: raw\n\n1234", "is 2-dimensional"),
     ("dims.nii", b"\x5c\1\0\0" + bytes(36) + b"\x09" + bytes(303) + b"n+1" + bytes(20), "claims 9 dimensions"),
     ("pair.nii", b"\x5c\1\0\0" + bytes(340) + b"ni1" + bytes(20), "not a single-file NIfTI"),
     ("short.nii", b"\x07" * 50, "ends inside the NIfTI header"),
@@ -195,7 +249,7 @@ def test_impossible_nifti_spacing_is_refused(tmp_path, value):
     ("c.mha", b"NDims = 3\nDimSize = 2 2 2\nElementType = MET_OTHER\nElementDataFile = LOCAL\n", "not a number type"),
     ("d.mha", b"NDims = 3\nDimSize = 2 0 2\nElementType = MET_SHORT\nElementDataFile = LOCAL\n", "claims the size"),
     ("e.mha", b"NDims = 3\nDimSize = 2 x 2\nElementType = MET_SHORT\nElementDataFile = LOCAL\n", "cannot be underst"),
-    ("f.mhd", b"NDims = 3\nDimSize = 2 2 2\nElementType = MET_SHORT\nElementDataFile = no.raw\n", "no.raw, which is no"),
+    ("f.mhd", b"NDims = 3\nDimSize = 2 2 2\nElementType = MET_SHORT\nElementDataFile = no.raw\n", "'no.raw', which is no"),
     ("g.mhd", b"NDims = 3\nDimSize = 2 2 2\nElementType = MET_SHORT\nElementDataFile = a%d.raw 1 2 1\n", "spread over"),
     ("h.mha", b"NDims = 2\nDimSize = 2 2\nElementType = MET_CHAR\nElementDataFile = LOCAL\n1234", "2-dimensional"),
 ])  # fmt: skip
@@ -219,15 +273,105 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch, suffix):
     write_volume(path, make_volume())
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
-    def full(image, name, **_):
-        with open(name, "wb") as stream:
-            stream.write(b"half")
+    def full(stream, *args, **_):
+        stream.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sitk, "WriteImage", full)
+    monkeypatch.setattr(volumes, "store_voxels", full)
     with pytest.raises(DataError, match="cannot be written .No space left on device"):
         write_volume(path, make_volume(seed=1))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_disk_that_loses_bytes_is_noticed(tmp_path, monkeypatch, at):
+    path = tmp_path / ("case.mha", "case.mhd")[at]
+
+    def forgetful(stream, array, **_):
+        return stream.write(b"half") + 1
+
+    monkeypatch.setattr(volumes, "store_voxels", forgetful)
+    with pytest.raises(DataError, match="cannot be written .* bytes arrived on the disk"):
+        write_volume(path, make_volume())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_header_never_meets_new_voxels(tmp_path, monkeypatch):
+    path = tmp_path / "case.mhd"
+    write_volume(path, make_volume())
+    renames, replace = [], os.replace
+
+    def killed_after_one(source, target):
+        if renames:
+            raise KeyboardInterrupt
+        renames.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        write_volume(path, make_volume(seed=1))
+    assert [os.path.basename(name) for name in renames] == ["case.zraw"]
+    assert os.listdir(tmp_path) == ["case.zraw"]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("stem", ["患者 é ß", "n" * 240, "ä" * 120, "50% of it", "LISTED", "LOCAL"])
+def test_names_of_any_alphabet_and_length(tmp_path, suffix, stem):
+    path = tmp_path / "größe" / f"{stem}{suffix}"
+    if suffix == ".mhd" and stem in ("50% of it", "LISTED"):  # SimpleITK would crash, or read other numbers
+        with pytest.raises(DataError, match="take this name for a list or pattern of files; write .mha"):
+            write_volume(path, make_volume())
+        return
+    write_volume(path, make_volume())
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(os.fspath(path))), make_volume().array)
+    np.testing.assert_array_equal(read_volume(path).array, make_volume().array)
+    assert {name[:1] for name in os.listdir(path.parent)} == {stem[0]}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("compress", [True, False])
+def test_the_same_volume_makes_the_same_bytes(tmp_path, suffix, compress):
+    for folder in "ab":
+        write_volume(tmp_path / folder / f"case{suffix}", make_volume("float32", 2), compress=compress)
+    assert [p.read_bytes() for p in sorted((tmp_path / "a").iterdir())] == [
+        p.read_bytes() for p in sorted((tmp_path / "b").iterdir())
+    ]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_any_layout_in_memory_is_written(tmp_path, suffix):
+    array = np.arange(2 * 6 * 8 * 10, dtype=">i4").reshape(2, 6, 8, 10)
+    for view in (array[0].T, array[1, ::-2, :, ::3], array.transpose(1, 0, 3, 2), np.asfortranarray(array)):
+        write_volume(tmp_path / f"case{suffix}", Volume(view))
+        back = read_volume(tmp_path / f"case{suffix}").array
+        np.testing.assert_array_equal(back, view)
+        assert back.dtype == np.int32
+
+
+def test_bytes_in_memory_from_the_header(tmp_path):
+    for suffix in FORMATS:
+        write_volume(tmp_path / f"case{suffix}", make_volume("int32", channels=3))
+        assert volume_bytes(tmp_path / f"case{suffix}") == 3 * 7 * 9 * 11 * 4
+    write_volume(tmp_path / "a.nii", make_volume())
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    struct.pack_into("<2f", content, 112, 0.5, 1)
+    (tmp_path / "a.nii").write_bytes(content)
+    assert volume_bytes(tmp_path / "a.nii") == read_volume(tmp_path / "a.nii").array.nbytes == 7 * 9 * 11 * 4
+    with pytest.raises(DataError, match="no such file"):
+        volume_bytes(tmp_path / "b.nii")
+
+
+def test_a_volume_larger_than_the_free_memory_is_refused(tmp_path, monkeypatch):
+    write_volume(tmp_path / "a.nii", make_volume())
+    content = bytearray((tmp_path / "a.nii").read_bytes()[:352])
+    struct.pack_into("<8h", content, 40, 3, 1024, 1024, 1024, 1, 1, 1, 1)
+    (tmp_path / "a.nii").write_bytes(content)
+    os.truncate(tmp_path / "a.nii", 352 + 2 * 1024**3)  # a sparse file
+    psutil = pytest.importorskip("psutil")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Free", (), {"available": 2**31})())
+    assert read_header(tmp_path / "a.nii").geometry.size_zyx == (1024,) * 3
+    with pytest.raises(DataError, match=r"does not fit into the memory: 2.0 GiB of voxels, 2.0 GiB are free"):
+        read_volume(tmp_path / "a.nii")
 
 
 def test_unwritable_place_is_named(tmp_path):

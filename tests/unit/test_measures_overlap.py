@@ -7,7 +7,7 @@ import pytest
 
 from itkit.errors import DataError, UsageError
 from itkit.measures.case import case_values, check_measures
-from itkit.measures.overlap import OVERLAP_MEASURES, class_counts, confusion_matrix
+from itkit.measures.overlap import OVERLAP_MEASURES, class_counts, confusion_matrix, label_counts
 
 TRUTH = np.array([[0, 0, 1, 1], [2, 2, 2, 0]])
 PREDICTION = np.array([[0, 1, 1, 1], [2, 0, 0, 0]])
@@ -28,15 +28,22 @@ def test_measures_by_hand():
     np.testing.assert_allclose(found["IoU"], [2 / 5, 2 / 3, 1 / 3])
     np.testing.assert_allclose(found["Precision"], [2 / 4, 2 / 3, 1])
     np.testing.assert_allclose(found["Recall"], [2 / 3, 1, 1 / 3])
+    np.testing.assert_allclose(found["Specificity"], [3 / 5, 5 / 6, 5 / 5])
 
 
-@pytest.mark.parametrize("name", OVERLAP_MEASURES)
+@pytest.mark.parametrize("name", sorted(OVERLAP_MEASURES.keys() - {"Specificity"}))
 def test_absent_in_both_is_undefined_and_absent_in_one_is_zero(name):
     truth, prediction = np.array([0, 0, 1, 0]), np.array([0, 0, 0, 2])
     found = values(truth, prediction, 4)[name]
     assert found[1] == 0
     assert found[2] == 0
     assert np.isnan(found[3])
+
+
+def test_specificity_looks_at_what_does_not_have_the_class():
+    truth, prediction = np.array([0, 0, 1, 0]), np.array([0, 0, 0, 2])
+    np.testing.assert_array_equal(values(truth, prediction, 4)["Specificity"], [0, 1, 3 / 4, np.nan])
+    np.testing.assert_array_equal(values(np.ones(3, int), np.ones(3, int), 2)["Specificity"], [np.nan, np.nan])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64, np.int64])
@@ -127,3 +134,42 @@ def test_case_values_ignore_voxels_in_surfaces_too():
     found = case_values(truth, prediction, 2, ("Dice", "HD"), (1, 1), ignore_index=255)
     assert found["Dice"][1] == 1
     assert found["HD"][1] == 0
+
+
+def test_counts_of_labels_equal_those_of_the_confusion_matrix():
+    generator = np.random.default_rng(0)
+    truth, prediction = generator.integers(0, 40, (2, 30, 31, 32), dtype=np.uint8)
+    truth[truth == 7], prediction[prediction == 9] = 0, 0
+    labels, counts = label_counts(truth, prediction)
+    np.testing.assert_array_equal(labels, np.arange(40))
+    np.testing.assert_array_equal(counts, class_counts(confusion_matrix(truth, prediction, 40)))
+
+
+@pytest.mark.parametrize("high", [300, 70_000, 2**40])
+def test_counts_of_labels_of_any_size(high):
+    truth, prediction = np.zeros((2, 4, 5, 6), np.int64)
+    truth[1, 1], prediction[1, 1, 1:] = high, high
+    prediction[3, 0, :2] = 3
+    labels, counts = label_counts(truth, prediction)
+    assert labels.tolist() == [0, 3, high]
+    np.testing.assert_array_equal(counts[1:], [[0, 2, 0, 118], [5, 0, 1, 114]])
+    np.testing.assert_array_equal(counts.sum(1), 120)
+
+
+def test_counts_of_labels_leave_out_what_is_ignored():
+    truth, prediction = np.array([[-1, -1, 1, 2, 0]]), np.array([[5, 1, 1, 1, 0]])
+    labels, counts = label_counts(truth, prediction, ignore_label=-1)
+    assert labels.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(counts, [[1, 0, 0, 2], [1, 1, 0, 1], [0, 0, 1, 2]])
+    labels, counts = label_counts(np.full((2, 2), -1), np.ones((2, 2), int), ignore_label=-1)
+    assert (labels.size, counts.shape) == (0, (0, 4))
+
+
+@pytest.mark.parametrize("wrong", [np.array([0, -1]), np.array([0, 2**63 + 1], np.uint64)])
+def test_labels_that_cannot_be_are_refused(wrong):
+    with pytest.raises(DataError, match=rf"prediction holds label {wrong[1]}; labels are 0 .background. and up"):
+        label_counts(np.zeros(2, int), wrong)
+    with pytest.raises(DataError, match="truth holds float64, labels must be integers"):
+        label_counts(np.zeros(2), np.zeros(2, int))
+    with pytest.raises(DataError, match="bring both to one grid"):
+        label_counts(np.zeros(2, int), np.zeros(3, int))

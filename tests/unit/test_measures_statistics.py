@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from itkit.errors import UsageError
+from itkit.measures import statistics
 from itkit.measures.statistics import (
+    adjust_holm,
     bootstrap_interval,
     case_table,
     compare_paired,
     mean_over_cases,
+    median_interval,
     overall_mean,
+    signed_rank_test,
     summarise,
 )
 
@@ -45,8 +49,6 @@ def test_interval_is_seeded_and_widens_with_its_level():
 
 
 def test_interval_does_not_depend_on_the_chunks(monkeypatch):
-    from itkit.measures import statistics
-
     table = np.random.default_rng(0).random((9, 2))
     whole = bootstrap_interval(table, resamples=500)
     monkeypatch.setattr(statistics, "_CHUNK", 9 * 500)
@@ -105,3 +107,61 @@ def test_summary_of_rows():
     assert found["per_class"] == {"x": 0.75, "y": None}
     assert found["ci95"] == [0.5, 1.0]
     assert summarise([], "Dice", ["x"]) == {"mean": None, "per_class": {"x": None}, "ci95": None}
+
+
+def test_kept_draws_change_nothing(monkeypatch):
+    table = np.random.default_rng(0).random((9, 2))
+    kept = bootstrap_interval(table), median_interval(table[:, 0])
+    monkeypatch.setattr(statistics, "_KEPT", 0)
+    assert (bootstrap_interval(table), median_interval(table[:, 0])) == kept
+
+
+@pytest.mark.parametrize("cases", [20, 21])
+def test_median_interval_matches_a_plain_loop(cases):
+    generator = np.random.default_rng(3)
+    values = generator.normal(size=cases)
+    medians = [np.median(generator.choice(values, cases)) for _ in range(20_000)]
+    np.testing.assert_allclose(
+        median_interval(np.append(values, NAN), resamples=20_000), np.quantile(medians, [0.025, 0.975]), atol=0.03
+    )
+    assert median_interval(np.array([1.0, NAN])) is None
+    with pytest.raises(UsageError, match="resamples must be at least 1"):
+        median_interval(values, resamples=0)
+
+
+@pytest.mark.parametrize(
+    "differences, expected",
+    [
+        ([1.0, 2.0, 3.0, 4.0, 5.0], 2 / 2**5),  # only one of 32 sign patterns is as extreme, at either end
+        ([-1.0, 2.0, 3.0, 4.0, 5.0], 4 / 2**5),  # rank sums 0 and 1
+        ([1.0, 2.0, -3.0, 4.0, 5.0], 10 / 2**5),  # 0, 1, 2, 3 = 1 + 2
+        ([1.0, 1.0, 1.0], 2 / 2**3),  # all tied
+        ([-1.0, 1.0, 1.0, 2.0], 8 / 2**4),  # ranks 2, 2, 2, 4: none or one of the three, at either end
+        ([0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 2 / 2**5),  # zeros are left out
+        ([0.0, NAN, 0.0], 1.0),
+        ([1.0, -1.0], 1.0),
+    ],
+)
+def test_signed_rank_test_by_counting_sign_patterns(differences, expected):
+    assert signed_rank_test(np.array(differences)) == pytest.approx(expected, rel=1e-12)
+    assert signed_rank_test(-np.array(differences)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_signed_rank_test_does_not_rank_rounding_errors():
+    same = np.array([0.1 + 0.2 - 0.3, 0.0, 0.5, 0.5 + 1e-16, 0.3 + 0.2, -0.5])
+    assert signed_rank_test(same) == signed_rank_test(np.array([0.5, 0.5, 0.5, -0.5]))
+    assert signed_rank_test(np.array([0.5])) is None
+
+
+def test_holm_by_hand_and_monotone():
+    assert adjust_holm([0.01, 0.04, 0.03, None]) == [
+        pytest.approx(0.03),
+        pytest.approx(0.06),
+        pytest.approx(0.06),
+        None,
+    ]
+    assert adjust_holm([0.5, 0.9]) == [1.0, 1.0]
+    assert adjust_holm([]) == []
+
+    found = adjust_holm([0.001, 0.008, 0.039, 0.041, 0.042, 0.060, 0.074, 0.205])
+    assert found == pytest.approx([0.008, 0.056, 0.234, 0.234, 0.234, 0.234, 0.234, 0.234])

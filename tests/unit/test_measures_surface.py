@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -101,14 +103,77 @@ def test_labels_of_any_type_equal_masks_one_by_one(dtype):
         np.testing.assert_allclose(found.prediction_areas, alone.prediction_areas)
 
 
-def test_tree_and_distance_transform_agree(monkeypatch):
+def only_one_way(found_by, monkeypatch):
+    """Leave one of the ways of searching, and make sure that no other is taken."""
+
+    def refuse(*_, **__):
+        raise AssertionError("not this way")
+
+    if found_by == "near":
+        monkeypatch.setattr(surface, "_nearest_far", refuse)
+        return
+    monkeypatch.setattr(surface, "_NEAR_ROUNDS", ())
+    monkeypatch.setattr(surface, "_PAIRS", 1 << 40 if found_by == "pairs" else 0)
+    monkeypatch.setattr(surface, "_POINT_COST", 0 if found_by == "tree" else 1 << 40)
+    monkeypatch.setattr(surface, "_TARGET_COST", 0)
+    for name, function in (("transform", "ndimage.distance_transform_edt"), ("tree", "spatial.cKDTree")):
+        if found_by != name:
+            monkeypatch.setattr(f"scipy.{function}", refuse)
+
+
+@pytest.mark.parametrize("found_by", ["near", "pairs", "tree", "transform"])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 0.7, 0.9), (0.3, 4.0, 1.0)])
+def test_every_way_of_searching_equals_all_pairs(found_by, spacing, monkeypatch):
     generator = np.random.default_rng(0)
-    points, targets = (generator.random((30, 31, 32)) < share for share in (0.01, 0.005))
-    spacing = (2.5, 0.7, 0.9)
-    by_tree = surface._nearest(points, targets, spacing)
-    monkeypatch.setattr(surface, "cKDTree", None)  # the distance transform only, for a dense box
-    crowded = surface._nearest(points | True, targets, spacing)[points.ravel()]
-    np.testing.assert_allclose(by_tree, crowded, rtol=1e-14)
+    truth = np.zeros((14, 15, 16), bool)
+    truth[3:10, 4:12, 3:12] = True
+    prediction = truth ^ (generator.random(truth.shape) < 0.04)
+    prediction = np.roll(truth, 1, 2) if found_by == "near" else np.roll(prediction, (3, 2, 3), (0, 1, 2))
+    only_one_way(found_by, monkeypatch)
+    found = surface_distances(truth, prediction, spacing)
+    places = []
+    for mask in (truth, prediction):
+        window = np.lib.stride_tricks.sliding_window_view(np.pad(mask, 1), (2, 2, 2)).sum((3, 4, 5))
+        places.append(np.argwhere((window > 0) & (window < 8)) * spacing)
+    between = np.sqrt(((places[0][:, None] - places[1]) ** 2).sum(-1))
+    np.testing.assert_allclose(found.truth_to_prediction, np.sort(between.min(1)), rtol=1e-12)
+    np.testing.assert_allclose(found.prediction_to_truth, np.sort(between.min(0)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "spacing", [(1.0, 1.0, 1.0), (20.0, 0.3, 0.3), (1e-6, 1.0, 1.0), (0.01, 100.0, 100.0), (0.5, 7.0)]
+)
+def test_no_place_nearer_than_the_last_near_one_is_left_out(spacing):
+    steps, lengths = surface._near_offsets(spacing)
+    assert 8 <= len(steps) <= surface._NEAR
+    assert (np.diff(lengths) >= 0).all()
+    reach = np.abs(steps).max(0) + 1
+    around = np.stack(np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij"), -1).reshape(-1, len(spacing))
+    nearer = np.sqrt(((around * np.asarray(spacing)) ** 2).sum(1)) < lengths[-1] * (1 - 1e-12)
+    known = {tuple(step) for step in steps.tolist()} | {(0,) * len(spacing)}
+    assert {tuple(step) for step in around[nearer].tolist()} <= known
+
+
+def test_labels_may_have_any_number():
+    truth = np.zeros((9, 10, 11), np.int64)
+    truth[1:4, 2:5, 3:8], truth[5:8, 1:3, 2:4] = 2**40, 7
+    prediction = np.roll(truth, 1, 2)
+    for label, found in label_surface_distances(truth, prediction, [2**40, 7, 5], (3, 1, 2)):
+        alone = surface_distances(truth == label, prediction == label, (3, 1, 2))
+        np.testing.assert_array_equal(found.truth_to_prediction, alone.truth_to_prediction)
+        np.testing.assert_array_equal(found.prediction_areas, alone.prediction_areas)
+
+
+def test_scipy_is_not_loaded_where_the_surfaces_are_near():
+    code = (
+        "import sys, numpy as np\n"
+        "from itkit.measures.case import case_values\n"
+        "truth = np.zeros((20, 20, 20), np.uint8); truth[5:15, 5:15, 5:15] = 1\n"
+        "case_values(truth, np.roll(truth, 1, 0), 2, ('Dice', 'HD95', 'NSD'), (1, 1, 1))\n"
+        "print([name for name in sys.modules if name.startswith('scipy')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_areas_are_symmetric_under_complement_and_not_writable():

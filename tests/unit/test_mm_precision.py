@@ -11,8 +11,10 @@ from torch import nn
 
 from itkit.errors import ConfigError
 from itkit.mm import precision, processes
+from itkit.mm.config_check import check_config
 from itkit.mm.precision import AutocastOptimWrapper, apply_precision
 from itkit.mm.processes import wrapper_config
+from itkit.mm.strategies import RemasteredDDP, RemasteredFSDP
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU does")
 
@@ -70,8 +72,49 @@ def test_one_process_needs_no_wrapper(monkeypatch, parallel):
 
 def test_several_processes_must_say_how_they_share_the_work(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert wrapper_config(Config({"parallel": "ddp"}))["type"] == "MMDistributedDataParallel"
-    with pytest.raises(ConfigError, match='parallel = "none", but 2 processes were started'):
-        wrapper_config(Config({}))
-    with pytest.raises(ConfigError, match='parallel = "fsdp": is not built yet'):
-        wrapper_config(Config({"parallel": "fsdp"}))
+    assert wrapper_config(Config({"parallel": "ddp"})) == {"type": RemasteredDDP}
+    assert wrapper_config(Config({"parallel": "fsdp"}))["type"] is RemasteredFSDP
+    for config in ({}, {"parallel": None}, {"parallel": "none"}):
+        with pytest.raises(
+            ConfigError, match=r'"none", but 2 processes were started\. Set parallel = "ddp" \(or "fsdp"\)'
+        ):
+            wrapper_config(Config(config))
+
+
+def test_an_unknown_way_to_share_the_work_is_refused_on_one_process_too(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ConfigError, match=r"parallel = 'dpp' is not one of none, ddp, fsdp\. Did you mean ddp\?"):
+        wrapper_config(Config({"parallel": "dpp"}))
+
+
+def test_options_of_the_wrapper(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def options(**config):
+        return wrapper_config(Config({"parallel": "ddp", **config}))
+
+    assert options(find_unused_parameters=True) == {"type": RemasteredDDP, "find_unused_parameters": True}
+    for kind in ("MMDistributedDataParallel", "itkit.RemasteredDDP", RemasteredDDP):
+        given = {"type": kind, "bucket_cap_mb": 10}
+        assert options(model_wrapper_cfg=given) == {"type": RemasteredDDP, "bucket_cap_mb": 10}
+    assert options(model_wrapper_cfg={"type": "MyOwn", "x": 1}) == {"type": "MyOwn", "x": 1}
+    with pytest.raises(
+        ConfigError, match="RemasteredDDP has no option 'find_unused'. Did you mean find_unused_parameters"
+    ):
+        options(model_wrapper_cfg={"find_unused": True})
+    fsdp = Config({"parallel": "fsdp", "precision": "bf16"})
+    assert wrapper_config(fsdp) == {"type": RemasteredFSDP, "precision": "bf16"}
+
+
+@pytest.mark.parametrize(
+    "key,value,message",
+    [
+        ("sync_bn", "mmcv", "sync_bn = 'mmcv' is not one of False, True, torch"),
+        ("find_unused_parameters", "yes", "find_unused_parameters = 'yes' is not one of False, True"),
+        ("sync_bm", True, 'unknown key "sync_bm". Did you mean sync_bn'),
+    ],
+)
+def test_options_are_checked_before_anything_is_built(key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        check_config(Config({key: value}))
+    check_config(Config({"sync_bn": True, "find_unused_parameters": False}))

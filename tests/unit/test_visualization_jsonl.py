@@ -161,6 +161,25 @@ def test_a_full_disk_warns_once_and_never_stops_training(tmp_path, warnings_logg
     assert "training goes on without them" in message
 
 
+def test_a_file_that_the_network_forgot_is_opened_again(tmp_path, warnings_logged):
+    backend = JSONLinesVisBackend(str(tmp_path))
+    backend.add_scalars({"loss": 1.0}, step=1)
+
+    class Stale:
+        def write(self, data):
+            raise OSError(116, "Stale file handle")
+
+        def close(self):
+            raise OSError(116, "Stale file handle")
+
+    backend._stream.close()
+    backend._stream = Stale()
+    backend.add_scalars({"loss": 2.0}, step=2)
+    backend.close()
+    assert [row["step"] for row in read_scalars(tmp_path / "scalars.jsonl")] == [1, 2]
+    assert not warnings_logged
+
+
 def test_an_unusable_folder_warns_once(tmp_path, warnings_logged):
     (tmp_path / "file").write_text("")
     backend = JSONLinesVisBackend(str(tmp_path / "file"))

@@ -20,7 +20,7 @@ TOOL = Tool(
     parameters=(
         Parameter(("mode",), "what to do", choices=("check", "delete", "copy", "symlink"),
                   metavar="check|delete|copy|symlink"),
-        replace(SOURCE, metavar="FOLDER"),
+        replace(SOURCE, metavar="FOLDER", help="folder of volumes, or a dataset with image/ and label/; only delete changes it"),
         Parameter(("-o", "--output"), "folder of reports, ledger and copies (default: ./FOLDER.check)", "folder",
                   metavar="OUT"),
         Parameter(("--min-size",), "fewest voxels; -1 ignores an axis", "whole", 3, metavar=_TRIPLET),

@@ -19,7 +19,7 @@ TOOL = Tool(
         Parameter(("--dtype",), "number type of the results, e.g. uint8 (default: that of the source)", metavar="TYPE"),
         Parameter(
             ("--images",),
-            "what becomes of a dataset's images: copied, linked, or left out (default copy)",
+            "what becomes of a dataset's images, also of those without a label: copied, linked, or left out (default copy)",
             default="copy",
             choices=("copy", "symlink", "none"),
         ),

@@ -1,5 +1,7 @@
 """The declaration of `itk_resample`."""
 
+from dataclasses import replace
+
 from itkit.cli.parameters import DESTINATION, FIX_GEOMETRY, RECURSIVE, SOURCE, Parameter
 from itkit.cli.table import Tool
 
@@ -15,7 +17,8 @@ TOOL = Tool(
     parameters=(
         Parameter(("kind",), "image, label, or dataset (both, each in its way)", choices=("image", "label", "dataset"),
                   metavar="image|label|dataset"),
-        SOURCE,
+        replace(SOURCE, help="folder of volumes, or a dataset with image/ and label/ (image and label take only that folder "
+                "of it); never written to"),
         DESTINATION,
         Parameter(("--spacing",), "voxel spacing in mm; -1 keeps an axis", "number", 3, metavar=("Z", "Y", "X")),
         Parameter(("--size",), "voxels; -1 keeps an axis", "whole", 3, metavar=("Z", "Y", "X")),

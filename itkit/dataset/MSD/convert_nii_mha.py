@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from itkit.dataset.converter import Converter, SourceCase
-from itkit.dataset.MSD.meta import TaskDescription, read_description
+from itkit.dataset.MSD.meta import SOURCE, TaskDescription, read_description
 from itkit.io.headers import volume_stem
 from itkit.process.cases import list_volumes
 
@@ -32,7 +32,7 @@ class MSDConverter(Converter):
 
     def meta(self) -> dict:
         """Return what ``dataset.json`` says of the task."""
-        return self._task().document()
+        return self._task().document() | {"source": SOURCE}
 
     def _task(self) -> TaskDescription:
         return read_description(self.source)

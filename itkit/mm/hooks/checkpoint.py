@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import torch
-from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 
 from itkit.errors import ConfigError, TrainingError
 from itkit.measures.direction import lower_is_better
+from itkit.mm.group import share
+from itkit.mm.model_state import is_finite
+from itkit.mm.saving import is_between_steps
 from itkit.registry import HOOKS
 
 
@@ -22,8 +22,12 @@ class CheckpointHook(Hook):
 
     Takes the arguments of MMEngine's hook of this name. Files lie in ``<run>/checkpoints``; ``run.json`` says which one is
     the last and which the best. When a validation falls on a saving step the checkpoint is written before it, so that a
-    failing validation loses nothing; the training loop validates first when it resumes from such a checkpoint. Weights
-    that are NaN or infinite are not saved: the good ones of before stay.
+    failing validation loses nothing; the training loop validates first when it resumes from such a checkpoint. The best
+    model is then that file under a second name. Weights that are NaN or infinite are not saved: the good ones of before
+    stay. While gradients of several iterations are added up, a checkpoint waits for the optimizer's step.
+
+    The state is copied and training goes on; a thread writes the copy, proves what lies on the disk, records it, and only
+    then removes the oldest. One checkpoint is written at a time: the next one waits for it, and raises its error.
 
     Args:
         interval: Iterations (epochs with `by_epoch`) between two checkpoints. -1 saves only at the end.
@@ -35,6 +39,8 @@ class CheckpointHook(Hook):
         save_best: Metric that decides, e.g. ``"Dice"``; ``"auto"`` takes the first one; None keeps no best.
         rule: ``"greater"`` or ``"less"``; None decides by the name (losses and distances: less).
         save_begin: First iteration (epoch) at which to save.
+        beside: Write beside the training; False lets training wait until each checkpoint is proven, and needs no memory
+            for a copy longer than that.
         out_dir: Accepted for the sake of configs written for MMEngine, without effect; so are greater_keys, less_keys,
             filename_tmpl, published_keys, file_client_args and backend_args.
     """
@@ -52,6 +58,7 @@ class CheckpointHook(Hook):
         save_best: str | list[str] | None = "auto",
         rule: str | list[str] | None = None,
         save_begin: int = 0,
+        beside: bool = True,
         out_dir: str | None = None,
         greater_keys: list[str] | None = None,
         less_keys: list[str] | None = None,
@@ -67,37 +74,39 @@ class CheckpointHook(Hook):
                 "CheckpointHook: max_keep_ckpts = 0 would leave nothing to resume from; use -1, 1 or more."
             )
         self.interval, self.by_epoch, self.save_begin = interval, by_epoch, save_begin
-        self.save_optimizer, self.save_param_scheduler, self.save_last = save_optimizer, save_param_scheduler, save_last
-        self.max_keep = max_keep_ckpts
+        self.content = {"save_optimizer": save_optimizer, "save_param_scheduler": save_param_scheduler}
+        self.save_last, self.max_keep, self.beside = save_last, max_keep_ckpts, beside
         self.save_best = save_best[0] if isinstance(save_best, list) else save_best
         self.rule = rule[0] if isinstance(rule, list) else rule
+        self._is_due = False
 
     def before_train(self, runner) -> None:
         if self.by_epoch is None:
             self.by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        self._is_due = False
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if self.by_epoch:
-            return
+        runner.raise_failed_saving()
         step = runner.iter + 1
-        last = step >= runner.max_iters
-        if self._on_interval(step) or (last and self.save_last):
-            self._save(runner, step)
+        if not self.by_epoch:
+            self._is_due |= self._on_interval(step) or (step >= runner.max_iters and self.save_last)
+        if self._is_due and not is_between_steps(runner.optim_wrapper):
+            self._save(runner, step, runner.epoch)
 
     def after_train_epoch(self, runner) -> None:
         if not self.by_epoch:
             return
         epoch = runner.epoch + 1
-        if self._on_interval(epoch) or (epoch >= runner.max_epochs and self.save_last):
-            self._save(runner, runner.iter, epoch=epoch)
+        self._is_due |= self._on_interval(epoch) or (epoch >= runner.max_epochs and self.save_last)
+        if self._is_due and not is_between_steps(runner.optim_wrapper):
+            self._save(runner, runner.iter, epoch)
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         if not getattr(runner, "is_training", False):
             return
-        self._keep_best(runner, runner.iter, metrics or {})
+        best = self._keep_best(runner, runner.iter, metrics or {})
         known = {key: value for key, value in (metrics or {}).items() if "/" not in key and value is not None}
         means = ", ".join(f"{key} {value:.4f}" for key, value in known.items())
-        best = runner.run_state.best
         note = ""
         if best:
             is_best = best["step"] == runner.iter
@@ -106,8 +115,20 @@ class CheckpointHook(Hook):
 
     def after_train(self, runner) -> None:
         """Save what an early stop would leave unsaved."""
-        if self.save_last and runner.iter > runner.run_state.step:
-            self._save(runner, runner.iter)
+        if self.save_last:
+            self.save_now(runner)
+
+    def save_now(self, runner) -> None:
+        """Save the iterations done so far if the newest checkpoint is older. To be called between two iterations."""
+        if runner.iter <= runner.saved_step:
+            return
+        if is_between_steps(runner.optim_wrapper):
+            runner.logger.warning(
+                f"step {runner.iter} lies between two steps of the optimizer (accumulative_counts), where nothing whole can "
+                f"be saved; the checkpoint of step {runner.saved_step} stays the last."
+            )
+            return
+        self._save(runner, runner.iter, runner.epoch)
 
     def _on_interval(self, count: int) -> bool:
         return (
@@ -117,58 +138,47 @@ class CheckpointHook(Hook):
             and count > 0
         )
 
-    def _save(self, runner, step: int, epoch: int | None = None, name: str | None = None) -> dict[str, Any] | None:
-        if not all(bool(torch.isfinite(weight).all()) for weight in runner.model.parameters()):
-            what = f"step {step}: the weights are NaN or infinite and are not saved"
-            if step >= runner.max_iters:
-                raise TrainingError(f"{what}. Lower the learning rate, or clip gradients (optim_wrapper.clip_grad).")
-            runner.logger.warning(f"{what}; the checkpoint before stays.")
-            return None
-        record = runner.write_checkpoint(
-            name or f"iter_{step}.pth",
-            step=step,
-            epoch=runner.epoch if epoch is None else epoch,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-        )
-        if name is None and is_main_process():
-            runner.run_state.step = step
-            runner.run_state.last = record
-            runner.record_state()
-            self._remove_old(runner)
-        return record
+    def _save(self, runner, step: int, epoch: int) -> None:
+        self._is_due = False
+        if self._is_sound(runner, step):
+            runner.save(step=step, epoch=epoch, keep=self.max_keep, beside=self.beside, **self.content)
 
-    def _keep_best(self, runner, step: int, metrics: dict[str, float]) -> None:
+    def _is_sound(self, runner, step: int) -> bool:
+        """Whether the weights are worth a checkpoint.
+
+        Raises:
+            TrainingError: If they are not, and the training is over.
+        """
+        if is_finite(runner.model):
+            return True
+        what = f"step {step}: the weights are NaN or infinite and are not saved"
+        if step >= runner.max_iters:
+            raise TrainingError(f"{what}. Lower the learning rate, or clip gradients (optim_wrapper.clip_grad).")
+        runner.logger.warning(f"{what}; the checkpoint before stays.")
+        return False
+
+    def _keep_best(self, runner, step: int, metrics: dict[str, float]) -> dict[str, Any] | None:
+        """Save the model if it is the best so far; return step, metric and value of the best one."""
+        runner.finish_saving()
+        best = runner.run_state.best
         if self.save_best is None or not metrics:
-            return
+            return best
         key = next(iter(metrics)) if self.save_best == "auto" else self.save_best
         if key not in metrics:
             raise ConfigError(f'CheckpointHook: save_best = "{key}", but validation gives {", ".join(metrics)}.')
         value = math.nan if metrics[key] is None else float(metrics[key])
-        best = runner.run_state.best
-        if best and not (Path(runner.work_dir) / best["checkpoint"]).is_file():
-            best = None  # somebody removed it
-        if not math.isfinite(value) or (
-            best and best["metric"] == key and not self._is_better(key, value, best["value"])
-        ):
-            return
-        record = self._save(runner, step, name=f"best_iter_{step}.pth")
-        if record is None or not is_main_process():
-            return
-        runner.run_state.best = {**record, "metric": key, "value": value}
-        runner.record_state()
-        for old in runner.checkpoint_dir.glob("best_iter_*.pth"):
-            if old.name != Path(record["checkpoint"]).name:
-                old.unlink(missing_ok=True)
+
+        def decide() -> tuple[bool, float, dict[str, Any] | None]:
+            known = best if best and runner.checkpoints.file(best).is_file() else None  # somebody may have removed it
+            newly = not known or known["metric"] != key or self._is_better(key, value, known["value"])
+            return math.isfinite(value) and newly, value, best
+
+        better, value, best = share(decide)  # the first process keeps the record
+        if not better or not self._is_sound(runner, step):
+            return best
+        runner.save_best(step=step, metric=key, value=value, **self.content)
+        return {"step": step, "metric": key, "value": value}
 
     def _is_better(self, key: str, value: float, best: float) -> bool:
         rule = self.rule or ("less" if lower_is_better(key) else "greater")
         return value < best if rule == "less" else value > best
-
-    def _remove_old(self, runner) -> None:
-        if self.max_keep < 0:
-            return
-        files = sorted(runner.checkpoint_dir.glob("iter_*.pth"), key=lambda p: int(p.stem.rpartition("_")[2]))
-        current = Path(runner.run_state.last["checkpoint"]).name
-        for old in [p for p in files if p.name != current][: max(0, len(files) - self.max_keep)]:
-            old.unlink(missing_ok=True)

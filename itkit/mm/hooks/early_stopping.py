@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook
 
 from itkit._support.suggestions import did_you_mean
@@ -70,8 +71,9 @@ class EarlyStoppingHook(Hook):
                 f'EarlyStoppingHook: validation does not return "{self.monitor}" but {", ".join(metrics) or "nothing"}.'
                 f"{did_you_mean(self.monitor, metrics)}"
             )
-        value = metrics[self.monitor]
-        value = math.nan if value is None else float(value)
+        everywhere = [metrics[self.monitor]]
+        broadcast_object_list(everywhere)  # all processes decide by the number of the first, whatever they measured
+        value = math.nan if everywhere[0] is None else float(everywhere[0])
         if self._is_better(value):
             self.best, self.waited = value, 0
         else:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 
 from itkit.errors import CheckpointError, ConfigError
+from itkit.mm.checkpoints import copy_to_keep
+from itkit.mm.model_state import as_trained, joined, local, part_of, unwrap, whole
 from itkit.registry import HOOKS
 
 RAW_KEY = "raw_state_dict"
@@ -30,6 +30,8 @@ class EMAHook(Hook):
     Validation and test run on the average, then the weights are swapped back, also when they fail. In a checkpoint
     ``state_dict`` is the average (what one wants to use) and ``raw_state_dict`` the weights of the training; a resumed run
     gets both back exactly. A checkpoint without an average begins a new one.
+
+    Of weights that are cut into parts (``parallel = "fsdp"``) each process averages its own; checkpoints hold them whole.
 
     Args:
         decay: Share of the old average that remains at an update, e.g. 0.99.
@@ -67,7 +69,7 @@ class EMAHook(Hook):
             )
         self.decay, self.warm_up, self.interval, self.begin_iter = decay, warm_up, interval, begin_iter
         self.updates = 0
-        self._names: list[str] = []
+        self._numbers: dict[str, int] = {}
         self._weights: list[torch.nn.Parameter] = []
         self._average: list[torch.Tensor] | None = None
         self._swapped = False
@@ -78,17 +80,23 @@ class EMAHook(Hook):
 
     def before_run(self, runner) -> None:
         """Find the parameters that are averaged."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()]
-        self._model = model
-        self._names = [name for name, _ in named]
-        self._weights = [parameter for _, parameter in named]
+        self._model = unwrap(runner.model)
+        with as_trained(runner.model):
+            every = [(n, p) for n, p in self._model.named_parameters(remove_duplicate=False) if _is_averaged(p)]
+        weights = {id(parameter): parameter for _, parameter in every}
+        number = {key: i for i, key in enumerate(weights)}
+        self._numbers = {name: number[id(parameter)] for name, parameter in every}
+        self._weights = list(weights.values())
+
+    def _held(self) -> list[torch.Tensor]:
+        """Return what this process holds of the weights, to be changed in place."""
+        return [local(weight.detach()) for weight in self._weights]
 
     def before_train(self, runner) -> None:
         """Begin with a copy of the weights, unless an average came with the checkpoint."""
         if self._average is None:
             self.updates = 0
-            self._average = [weight.detach().clone() for weight in self._weights]
+            self._average = [weight.clone() for weight in self._held()]
 
     @torch.no_grad()
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
@@ -98,9 +106,9 @@ class EMAHook(Hook):
         if isinstance(wrapper, OptimWrapper) and not wrapper.should_update():
             return
         if step <= self.begin_iter:
-            torch._foreach_copy_(self._average, self._weights)
+            torch._foreach_copy_(self._average, self._held())
         elif step % self.interval == 0:
-            torch._foreach_lerp_(self._average, self._weights, 1 - self.decay_at(self.updates))
+            torch._foreach_lerp_(self._average, self._held(), 1 - self.decay_at(self.updates))
             self.updates += 1
 
     def before_val_epoch(self, runner) -> None:
@@ -132,8 +140,9 @@ class EMAHook(Hook):
         """Exchange the values of weights and average, in place, if they are not where they should be."""
         if self._average is None or self._swapped == to_average:
             return
-        kept = [weight.clone() for weight in self._weights]
-        torch._foreach_copy_(self._weights, self._average)
+        weights = self._held()
+        kept = [weight.clone() for weight in weights]
+        torch._foreach_copy_(weights, self._average)
         torch._foreach_copy_(self._average, kept)
         self._swapped = to_average
 
@@ -141,12 +150,12 @@ class EMAHook(Hook):
         """Put the average into ``state_dict`` and the weights into ``raw_state_dict``."""
         if self._average is None:
             return
+        averages = [whole(joined(part, like)) for part, like in zip(self._average, self._weights, strict=True)]
         present = checkpoint["state_dict"]
-        other = copy.copy(present)
-        stored = {id(weight): average for weight, average in zip(self._weights, self._average, strict=True)}
-        for name, parameter in self._model.named_parameters(remove_duplicate=False):
-            if id(parameter) in stored:
-                other[name] = stored[id(parameter)].detach().to(device=present[name].device, copy=True)
+        if not present:  # another process writes the checkpoint
+            return
+        copies = [copy_to_keep(average) for average in averages]
+        other = {**present, **{name: copies[number] for name, number in self._numbers.items()}}
         average, raw = (present, other) if self._swapped else (other, present)
         checkpoint["state_dict"], checkpoint[RAW_KEY], checkpoint[UPDATES_KEY] = average, raw, self.updates
 
@@ -158,9 +167,13 @@ class EMAHook(Hook):
         if RAW_KEY not in checkpoint:
             runner.logger.warning("The checkpoint holds no averaged weights; a new average begins with its weights.")
             return
+        if not self._weights:  # MMEngine's FlexibleRunner loads before it says that a run begins
+            self.before_run(runner)
         saved = checkpoint["state_dict"]
         self._average = []
-        for name, weight in zip(self._names, self._weights, strict=True):
+        names = {number: name for name, number in reversed(self._numbers.items())}  # the first one's of tied weights
+        for number, weight in enumerate(self._weights):
+            name = names[number]
             tensor = saved.get(name)
             if tensor is None or tensor.shape != weight.shape:
                 found = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
@@ -168,6 +181,10 @@ class EMAHook(Hook):
                     f"the averaged weights of the checkpoint are not of this model: {name} has shape "
                     f"{tuple(weight.shape)}, the checkpoint has {found}. Restore the config, or remove the run folder."
                 )
-            self._average.append(tensor.detach().to(device=weight.device, dtype=weight.dtype, copy=True))
+            self._average.append(part_of(tensor.to(weight.dtype), weight))
         self.updates = checkpoint[UPDATES_KEY]
         checkpoint["state_dict"] = checkpoint[RAW_KEY]
+
+
+def _is_averaged(parameter: torch.nn.Parameter) -> bool:
+    return parameter.requires_grad and parameter.is_floating_point()

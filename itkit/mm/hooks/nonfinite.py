@@ -46,9 +46,18 @@ class NonFiniteLossHook(Hook):
         self._waiting: list[tuple[int, torch.Tensor]] = []
         self._anomaly_before: bool | None = None
 
+    def state_dict(self) -> dict[str, int]:
+        """Return what a resumed run counts on from."""
+        return {"in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Count on from what `state_dict` returned."""
+        self.in_a_row = state["in_a_row"]
+
     def before_train(self, runner) -> None:
-        """Begin to count, and switch the detection on if it was asked for."""
-        self.in_a_row = 0
+        """Begin to count, or count on in a resumed run, and switch the detection on if it was asked for."""
+        if runner.iter == 0:
+            self.in_a_row = 0
         self._waiting.clear()
         if self.detect_anomaly:
             self._anomaly_before = torch.is_anomaly_enabled()

@@ -16,7 +16,7 @@ from mmengine.hooks import Hook
 from itkit._support.files import replace_when_complete
 from itkit.errors import ConfigError, ItkitError
 from itkit.experiment.comparison import OVERLAY_FOLDER, VISUAL_FOLDER
-from itkit.experiment.figures import CaseCuts, cut_case, draw_case, encode_png, mean_foreground_dice
+from itkit.process.figures import CaseCuts, cut_case, draw_case, encode_png, mean_foreground_dice
 from itkit.registry import HOOKS
 
 _SPLITS = ("val", "test")
@@ -49,8 +49,8 @@ class OverlayHook(Hook):
 
     Pictures go to ``<work_dir>/visuals/val`` (those of the last validation) and ``<test_dir>/overlays``, and at validation to
     the visualizer's backends. Of each case only the slices that are drawn are kept, so the memory does not depend on the
-    size of the volumes. On several processes each one draws its own cases. A picture that cannot be drawn is reported in
-    the log, once, and never stops the run.
+    size of the volumes. On several processes each one draws its own cases and the first one writes all. A picture that
+    cannot be drawn is reported in the log, once, and never stops the run.
 
     Args:
         cases: ``"worst"`` for the lowest mean Dice, a number for that many from the beginning of the dataset, or a list of
@@ -96,6 +96,7 @@ class OverlayHook(Hook):
         self._spent = 0.0
         self._waiting = False
         self._warned = False
+        self._problem: str | None = None
 
     def before_train(self, runner) -> None:
         """Start the clock against which the time spent on pictures is held."""
@@ -149,7 +150,7 @@ class OverlayHook(Hook):
     def _forget(self, runner, loader: str) -> None:
         meta = getattr(getattr(getattr(runner, loader, None), "dataset", None), "metainfo", None) or {}
         self._classes = tuple(str(name) for name in meta.get("classes") or ())
-        self._kept, self._seen, self._waiting = [], 0, False
+        self._kept, self._seen, self._waiting, self._problem = [], 0, False, None
 
     def _look(self, runner, data_batch: Any, outputs: Sequence[Any] | None) -> None:
         begin = time.monotonic()
@@ -158,7 +159,7 @@ class OverlayHook(Hook):
                 self._seen += 1
                 self._consider(image, sample)
         except _EXPECTED as error:
-            self._warn(runner, error)
+            self._problem = self._problem or f"{type(error).__name__}: {error}"
         self._spent += time.monotonic() - begin
 
     def _consider(self, image: Any, sample: Any) -> None:
@@ -194,37 +195,58 @@ class OverlayHook(Hook):
         self._spent += time.monotonic() - begin
 
     def _draw(self, runner, folder: Path, *, publish: bool) -> None:
-        """Draw what is wanted most on all processes together, and remove older pictures."""
+        """Draw what is wanted most on all processes together; the first one writes it and removes older pictures."""
         mine = [(kept.rank, kept.order, kept.case_id) for kept in self._kept]
         everyone = [entry for part in all_gather_object(mine) for entry in part]
         wanted: dict[str, int] = {}
         for _, order, case in sorted(everyone, key=lambda entry: (-entry[0], entry[1])):
             if len(wanted) < self.max_cases:
                 wanted.setdefault(case, order)
-        try:
-            if get_rank() == 0 and wanted:
-                names = {f"{_file_name(case)}.png" for case in wanted}
-                for old in folder.glob("[!.]*.png"):
-                    if old.name not in names:
-                        old.unlink(missing_ok=True)
-            for kept in self._kept:
-                if wanted.get(kept.case_id) != kept.order:
-                    continue
-                picture = draw_case(kept.cuts, kept.case_id)
-                with replace_when_complete(folder / f"{_file_name(kept.case_id)}.png") as temporary:
-                    temporary.write_bytes(encode_png(picture))
-                if publish:
-                    runner.visualizer.add_image(f"overlay_{_file_name(kept.case_id)}", picture, step=runner.iter)
-        except _EXPECTED as error:
-            self._warn(runner, error)
+        drawn, problem = self._drawn(wanted)
+        parts = all_gather_object((drawn, problem))
         self._kept = []
+        if get_rank() != 0:
+            return
+        pictures = {case: picture for part, _ in parts for case, picture in part.items()}
+        problems = [problem for _, problem in parts if problem is not None]
+        try:
+            self._write(runner, folder, {case: pictures[case] for case in wanted if case in pictures}, wanted, publish)
+        except _EXPECTED as error:
+            problems.append(f"{type(error).__name__}: {error}")
+        if problems:
+            self._warn(runner, problems[0])
 
-    def _warn(self, runner, error: BaseException) -> None:
+    def _drawn(self, wanted: dict[str, int]) -> tuple[dict[str, np.ndarray], str | None]:
+        """Return the pictures of the wanted cases that this process keeps, and what went wrong, if anything did."""
+        pictures: dict[str, np.ndarray] = {}
+        try:
+            for kept in self._kept:
+                if wanted.get(kept.case_id) == kept.order:
+                    pictures[kept.case_id] = draw_case(kept.cuts, kept.case_id)
+        except _EXPECTED as error:
+            self._problem = self._problem or f"{type(error).__name__}: {error}"
+        return pictures, self._problem
+
+    def _write(
+        self, runner, folder: Path, pictures: dict[str, np.ndarray], wanted: dict[str, int], publish: bool
+    ) -> None:
+        if wanted:
+            names = {f"{_file_name(case)}.png" for case in wanted}
+            for old in folder.glob("[!.]*.png"):
+                if old.name not in names:
+                    old.unlink(missing_ok=True)
+        for case, picture in pictures.items():
+            with replace_when_complete(folder / f"{_file_name(case)}.png") as temporary:
+                temporary.write_bytes(encode_png(picture))
+            if publish:
+                runner.visualizer.add_image(f"overlay_{_file_name(case)}", picture, step=runner.iter)
+
+    def _warn(self, runner, problem: str) -> None:
         if not self._warned:
             self._warned = True
             runner.logger.warning(
-                f"OverlayHook: a picture could not be made ({type(error).__name__}: {error}). The run goes on; further "
-                "failures of this kind are not reported."
+                f"OverlayHook: a picture could not be made ({problem}). The run goes on; further failures of this kind are "
+                "not reported."
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -98,12 +99,19 @@ class JSONLinesVisBackend(BaseVisBackend):
                 self._warn(error)
 
     def _write(self, row: dict[str, Any]) -> None:
-        try:
-            if self._stream is None:
-                self._open()
-            self._stream.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-        except OSError as error:
-            self._warn(error)
+        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        for is_last in (False, True):
+            try:
+                if self._stream is None:
+                    self._open()
+                self._stream.write(line)
+                return
+            except OSError as error:  # a network file system may have forgotten the open file: open it again
+                with contextlib.suppress(OSError, AttributeError):
+                    self._stream.close()
+                self._stream = None
+                if is_last:
+                    self._warn(error)
 
     def _open(self) -> None:
         path = self.experiment

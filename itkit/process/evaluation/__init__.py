@@ -1,0 +1,1 @@
+"""Predictions held against truths: measured case by case, put into tables, and methods compared on the same cases."""

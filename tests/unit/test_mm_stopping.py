@@ -1,0 +1,251 @@
+"""Requests to stop: heard from signals, agreed on by all processes, and obeyed at the same point."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from itkit.mm.board import Board
+from itkit.mm.stopping import REQUEUE, StopControl, Stopped, StopRequest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+from shared_store import SharedStore
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+def wait_until(condition, seconds=5.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    assert condition()
+
+
+# ---------------------------------------------------------------- one process
+
+
+def test_without_a_request_every_point_is_passed():
+    control = StopControl()
+    with control.listening(), control.training():
+        assert all(control.may_go_on() for _ in range(1000))
+        assert not control.is_over()
+    assert control.request is None
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, REQUEUE), (signal.SIGUSR1, REQUEUE), (signal.SIGINT, 130)])
+def test_signal_in_a_training_waits_for_the_next_point(number, code):
+    done = []
+
+    def train(control):
+        with control.listening(), control.training():
+            assert control.may_go_on()
+            send(number)
+            done.append("the step under way")
+            wait_until(control.is_over)
+            assert not control.may_go_on()
+            assert not control.may_go_on()
+            done.append("saved")
+
+    with pytest.raises(Stopped) as stop:
+        train(StopControl())
+    assert done == ["the step under way", "saved"]
+    assert (stop.value.request.exit_code, stop.value.request.reason) == (code, signal.Signals(number).name)
+    assert stop.value.told
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_signal_outside_of_a_training_or_before_its_first_point_ends_at_once(begun):
+    def work(control):
+        with control.listening():
+            if begun:
+                with control.training():
+                    send(signal.SIGTERM)
+                    pytest.fail("went on")
+            send(signal.SIGTERM)
+            pytest.fail("went on")
+
+    with pytest.raises(Stopped):
+        work(StopControl())
+
+
+def test_handlers_are_as_before_afterwards():
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    with StopControl().listening():
+        assert signal.getsignal(signal.SIGTERM) is not before[0]
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
+    old = signal.set_wakeup_fd(-1)
+    assert old == -1
+
+
+def test_an_echo_is_no_second_request():
+    def train(control):
+        with control.listening(), control.training():
+            control.may_go_on()
+            send(signal.SIGTERM)
+            wait_until(control.is_over)
+            send(signal.SIGTERM)
+            time.sleep(0.3)  # long enough for the watching thread to end the process, which it must not do
+
+    with pytest.raises(Stopped):
+        train(StopControl())
+
+
+SECOND = """
+import os, signal, sys, time
+from itkit.mm.stopping import StopControl
+control = StopControl(leave=lambda code: print("left with", code, flush=True) or code)
+with control.listening(), control.training():
+    control.may_go_on()
+    print("ready", flush=True)
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        getattr(signal, "pthread_sigmask")(signal.SIG_BLOCK, [])
+        time.sleep(0.01)
+"""
+
+
+def test_second_signal_ends_at_once_with_the_code_of_the_signal():
+    process = subprocess.Popen([sys.executable, "-c", SECOND], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(1.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+        assert "left with 143" in process.stdout.read()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_signal_to_a_forked_child_is_not_heard_by_the_parent():
+    control = StopControl()
+    with control.listening(), control.training():
+        control.may_go_on()
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(writing, b"1")
+            time.sleep(20)
+            os._exit(0)
+        os.read(reading, 1)
+        os.close(reading), os.close(writing)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 143
+        time.sleep(0.1)
+        assert control.request is None
+
+
+# ---------------------------------------------------------------- several processes
+
+
+class Rank:
+    """One process of a simulated group, whose watching thread and main thread take turns."""
+
+    def __init__(self, rank, store, world):
+        self.control = StopControl()
+        self.board = Board(store, rank, world)
+        self.control.connect(self.board, lambda failure: None)
+        self.control._in_training = True
+        assert self.control.may_go_on()
+        self.points, self.stopped = 1, False
+
+    def look(self):
+        self.control._look(self.board)
+
+    def ask(self):
+        self.control._request = self.control._request or StopRequest("SIGTERM", self.board.rank)
+
+    def step(self, slowest):
+        """Pass a point, unless others have to come first (a collective) or the answer would have to be waited for."""
+        waiting = self.control._held and self.control._target is None
+        if self.stopped or waiting or self.points > slowest:
+            return
+        if self.control.may_go_on():
+            self.points += 1
+        else:
+            self.stopped = True
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data(), st.integers(2, 4))
+def test_all_processes_stop_at_the_same_point_whatever_the_order_of_events(data, world):
+    store = SharedStore()
+    ranks = [Rank(number, store, world) for number in range(world)]
+    asked_at = None
+    for _ in range(data.draw(st.integers(0, 40))):
+        rank = ranks[data.draw(st.integers(0, world - 1))]
+        what = data.draw(st.sampled_from(["step", "step", "look", "ask"]))
+        if what == "step":
+            rank.step(min(r.points for r in ranks))
+        elif what == "look":
+            rank.look()
+        else:
+            rank.ask()
+            asked_at = asked_at or max(r.points for r in ranks)
+    ranks[0].ask()
+    for _ in range(6 * world):
+        for rank in ranks:
+            rank.look()
+            rank.step(min(r.points for r in ranks))
+    assert all(rank.stopped for rank in ranks)
+    assert len({rank.points for rank in ranks}) == 1
+    assert len({rank.control.request for rank in ranks}) == 1
+    assert all(rank.control.is_known_to_all for rank in ranks)
+
+
+def test_process_that_has_not_begun_is_ended_by_a_request_to_another():
+    store = SharedStore()
+    other = Rank(1, store, 2)
+
+    def start_up(control):
+        with control.listening():
+            control.connect(Board(store, 0, 2), lambda failure: None)
+            other.ask()
+            other.look()
+            threading.Timer(0.6, other.look).start()
+            time.sleep(10)
+
+    with pytest.raises(Stopped) as stop:
+        start_up(StopControl())
+    assert stop.value.request == StopRequest("SIGTERM", 1)
+    assert stop.value.told
+
+
+def test_failure_on_the_board_reaches_the_watching_thread_while_the_main_thread_waits():
+    store, seen = SharedStore(), []
+    control = StopControl()
+    with control.listening(), control.training():
+        control.may_go_on()
+        control.connect(Board(store, 0, 2), seen.append)
+        assert Board(store, 1, 2).propose("failure", {"rank": 1}) == {"rank": 1}
+        assert Board(store, 0, 2).propose("failure", {"rank": 0}) == {"rank": 1}, "the first one counts"
+        wait_until(lambda: seen)
+        assert seen[0] == {"rank": 1}
+        control.disconnect()
+
+
+def test_board_counts_signs_of_life():
+    store = SharedStore()
+    one, two = Board(store, 0, 2), Board(store, 1, 2)
+    one.beat()
+    two.beat()
+    two.beat()
+    assert one.beats() == two.beats() == [1, 2]
+    assert one.signed("heard") is None
+    two.sign("heard", 7)
+    assert one.signed("heard", [1]) == [7]
+    assert one.read("nothing") is None
