@@ -9,7 +9,9 @@ import pickle
 import random
 import re
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +24,11 @@ from itkit._support.transient import retrying
 from itkit.errors import CheckpointError, UntrustedCheckpoint
 
 _BLOCK = 1 << 20
+_UNREADABLE = (
+    EOFError, RuntimeError, OSError, LookupError, ValueError, TypeError, OverflowError, MemoryError,
+    zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
+"""What reading a file with some wrong bits can raise, besides what pickle does (seen by flipping bits at random)."""
 
 
 def save(checkpoint: dict[str, Any], path: Path, *, say: Callable[[str], None] | None = None) -> str:
@@ -155,7 +162,7 @@ def load(
         ) from error
     except (ImportError, AttributeError) as error:
         raise CheckpointError(f"{path}: holds objects of a package that is not here ({error}).") from error
-    except (EOFError, RuntimeError, zipfile.BadZipFile, OSError, KeyError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             f"{path}: is damaged or incomplete ({' '.join(str(error).split())[:200] or 'it ends too early'})."
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import psutil
 import pytest
 import torch
 from tiny_experiment import make_experiment
+
+from itkit.errors import CheckpointError
+from itkit.mm import checkpoints
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "fault_injection.py"
 
@@ -44,6 +48,18 @@ def test_several_processes_end_as_the_undisturbed_run_whatever_happens_to_them()
     assert [row[0] for row in rows] == faults
     assert all(row[4] == "1 of 1" for row in rows), rows
     assert rows[0][3].startswith("exit 75")
+
+
+def test_any_flipped_bit_in_the_directory_of_a_checkpoint_is_a_damage(tmp_path):
+    path = tmp_path / "iter_1.pth"
+    checkpoints.save({"state_dict": {"weight": torch.arange(4.0)}}, path)
+    data = path.read_bytes()
+    names = [match.start() for match in re.finditer(b"iter_1|archive", data)]
+    assert len(names) > 4
+    for place in names:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x80]) + data[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"iter_1\.pth: is damaged"):
+            checkpoints.load(path)
 
 
 STOPPER = """

@@ -77,9 +77,9 @@ from itkit.experiment import lock
 with lock.hold(pathlib.Path(sys.argv[1])):
     child = os.fork()
     if child == 0:
+        print(os.getpid(), flush=True)  # from here, so that the child has begun to live when its parent is killed
         time.sleep(60)
         os._exit(0)
-    print(child, flush=True)
     time.sleep(60)
 """
 
