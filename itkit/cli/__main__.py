@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from itkit.cli.main import run_tool, say
+from itkit.cli.main import run_named
 from itkit.cli.table import SUMMARIES
-from itkit.errors import UsageError
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -18,11 +17,7 @@ def main(words: Sequence[str] | None = None) -> int:
         lines = [f"  {name:{width}}{summary}" for name, summary in SUMMARIES.items()]
         sys.stdout.write("\n".join(["The data tools; NAME --help says more of each.", "", *lines]) + "\n")
         return 0
-    try:
-        return run_tool(words[0], words[1:])
-    except UsageError as error:
-        say(str(error))
-        return error.exit_code
+    return run_named(words[0], words[1:])
 
 
 if __name__ == "__main__":

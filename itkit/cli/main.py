@@ -116,6 +116,15 @@ def run_tool(name: str, words: Sequence[str] | None = None) -> int:
         return code
 
 
+def run_named(name: str, words: Sequence[str] | None = None) -> int:
+    """Do what `run_tool` does; a name that is no tool, or only planned, is said and gives its exit code."""
+    try:
+        return run_tool(name, words)
+    except UsageError as error:
+        say(str(error))
+        return error.exit_code
+
+
 @contextlib.contextmanager
 def _sigterm_is_heard() -> Iterator[None]:
     """Let SIGTERM end the block by an exception, so that workers are stopped and nothing unfinished stays."""
@@ -261,11 +270,7 @@ def __getattr__(name: str) -> Callable[[], int]:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def main(words: Sequence[str] | None = None) -> int:
-        try:
-            return run_tool(name, words)
-        except UsageError as error:  # the tool is only planned
-            say(str(error))
-            return error.exit_code
+        return run_named(name, words)
 
     main.__name__ = name
     return main

@@ -16,6 +16,7 @@ __all__ = [
     "FileHeader",
     "MAX_HEADER_BYTES",
     "read_file_header",
+    "claimed_files",
     "volume_files",
     "volume_stem",
     "volume_suffix",
@@ -80,14 +81,20 @@ def read_file_header(path: str | os.PathLike) -> FileHeader:
     return header
 
 
-def volume_files(path: str | os.PathLike) -> tuple[Path, ...]:
-    """Return the files that make up the volume at `path`, as far as they are there: its own, and that of its voxels (.mhd)."""
+def claimed_files(path: str | os.PathLike) -> tuple[Path, ...]:
+    """Return the files that make up the volume at `path` by its header, there or not: its own, and that of its voxels (.mhd)."""
     path = Path(path)
     try:
         data_path = read_file_header(path).data_path
     except DataError:
         return (path,)
-    return (path,) if data_path == path or not data_path.is_file() else (path, data_path)
+    return (path,) if data_path == path else (path, data_path)
+
+
+def volume_files(path: str | os.PathLike) -> tuple[Path, ...]:
+    """Return what of `claimed_files` is there; its own file in any case."""
+    own, *voxels = claimed_files(path)
+    return own, *(part for part in voxels if part.is_file())
 
 
 def _inflated(stream, start: bytes, path: Path) -> bytes:

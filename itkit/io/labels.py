@@ -41,6 +41,17 @@ def require_whole(label: np.ndarray, path: str | os.PathLike | None = None) -> n
     return whole
 
 
+def require_label_map(array: np.ndarray, path: str | os.PathLike | None = None) -> np.ndarray:
+    """Return the array of a label map as integers; it must have no channel axis and hold whole numbers only.
+
+    Raises:
+        DataError: If it has one, or as `require_whole` does.
+    """
+    if array.ndim != 3:
+        raise DataError("has channels; a label map has none.", path)
+    return require_whole(array, path)
+
+
 def count_values(label: np.ndarray) -> dict[int, int]:
     """Return value -> number of voxels of an integer label map (at least one voxel), ordered by value."""
     flat = label.ravel()

@@ -55,12 +55,14 @@ class Volume:
         spacing_zyx: Distance of voxel centres in mm, order (Z, Y, X).
         origin_xyz: Physical place of the first voxel's centre in mm, order (X, Y, Z), SimpleITK's frame.
         direction_xyz: Nine numbers, row by row, as `itkit.io.geometry.Geometry` describes them.
+        notes: Those of the header it was read with, see `VolumeHeader`.
     """
 
     array: np.ndarray
     spacing_zyx: tuple[float, float, float] = (1.0, 1.0, 1.0)
     origin_xyz: tuple[float, float, float] = (0.0, 0.0, 0.0)
     direction_xyz: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.array.ndim not in (3, 4):
@@ -147,7 +149,7 @@ def read_unchecked(path: str | os.PathLike, *, header_only: bool = False) -> Vol
         raise DataError(f"cannot be read ({error.strerror or error}).", path) from error
     geometry = header.geometry
     array = array.reshape(((header.channels,) if header.channels else ()) + tuple(geometry.size_zyx))
-    return Volume(array, geometry.spacing_zyx, geometry.origin_xyz, geometry.direction_xyz)
+    return Volume(array, geometry.spacing_zyx, geometry.origin_xyz, geometry.direction_xyz, header.notes)
 
 
 def volume_bytes(path: str | os.PathLike) -> int:

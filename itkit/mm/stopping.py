@@ -175,16 +175,20 @@ class StopControl:
         try:
             yield self
         finally:
-            _listening.remove(self)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(wakeup_before)
-            self._ended.set()
-            self._wake()
-            self._wakeup = None
-            watcher.join(LEAVE_S)
-            os.close(writing)
-            os.close(reading)
+            try:
+                with self._lock:  # a signal that the watching thread sends has come by then, or is never sent
+                    self._ended.set()
+            finally:
+                self._ended.set()
+                _listening.remove(self)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+                signal.set_wakeup_fd(wakeup_before)
+                self._wake()
+                self._wakeup = None
+                watcher.join(LEAVE_S)
+                os.close(writing)
+                os.close(reading)
 
     def connect(self, board: Board, on_failure: Callable[[dict[str, Any]], None]) -> None:
         """Share requests with the processes of `board`; call `on_failure` with the first failure that one of them notes."""
@@ -269,10 +273,12 @@ class StopControl:
     def _ask(self, request: StopRequest) -> None:
         """Take a request that is not a signal to this process."""
         self._request = self._request or request
-        if not self._at_points and not self._has_raised:
+        with self._lock:
+            if self._at_points or self._has_raised or self._ended.is_set():
+                return
             self._heard_at = time.monotonic()
             signal.pthread_kill(threading.main_thread().ident, SIGNALS[0])
-            threading.Thread(target=self._end_if_stuck, daemon=True).start()
+        threading.Thread(target=self._end_if_stuck, daemon=True).start()
 
     def _end_if_stuck(self) -> None:
         if not self._ended.wait(LEAVE_S):

@@ -15,7 +15,7 @@ from itkit._support.files import write_json
 from itkit.errors import DataError, UsageError
 from itkit.io.geometry import require_same_grid
 from itkit.io.headers import volume_suffix
-from itkit.io.labels import require_whole
+from itkit.io.labels import require_label_map
 from itkit.io.volumes import write_volume
 from itkit.process import augmentation
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
@@ -121,9 +121,7 @@ class Augment(Operation):
         reader = Reader(self.fix_geometry)
         image, label = (reader.volume(path) for path in task.inputs)
         augmentation.require_finite(image, task.inputs[0])
-        if label.array.ndim != 3:
-            raise DataError("has channels; a label map has none.", task.inputs[1])
-        require_whole(label.array, task.inputs[1])
+        require_label_map(label.array, task.inputs[1])
         require_same_grid(image, label, task.inputs[1])
         fill, record = augmentation.border_value(image) if self.fill is None else self.fill, {}
         for number in range(1, self.copies + 1):
@@ -142,18 +140,20 @@ class Augment(Operation):
     def finish(self, entries: Mapping[str, dict], ask: Ask) -> Iterable[Path]:
         cases = {case: entry["record"] for case, entry in entries.items() if entry["state"] == "done"}
         document = {"seed": self.seed, "ranges": asdict(self.ranges), "cases": cases}
-        if self._without_image():
-            document["labels_without_image"] = self._without_image()
+        if self._without_image:
+            document["labels_without_image"] = self._without_image
         write_json(self.destination / "aug_meta.json", document)
         return (self.destination / "aug_meta.json",)
 
     def describe(self, entries: Mapping[str, dict]) -> str | None:
-        left = self._without_image()
+        left = self._without_image
         if not left:
             return None
         return f"{len(left)} labels have no image of their name: {', '.join(left[:5])}{', ...' * (len(left) > 5)}"
 
+    @cached_property
     def _without_image(self) -> list[str]:
+        """Case ids of labels that have no image."""
         labels, images = (
             {file.case_id for file in find_files(folder, recursive=self.recursive)} for folder in self.sources[::-1]
         )

@@ -17,8 +17,9 @@ import numpy as np
 
 from itkit._support.files import write_json, write_text
 from itkit.errors import DataError, UsageError
-from itkit.io.headers import volume_files, volume_suffix
-from itkit.io.volumes import Volume, read_header, read_volume
+from itkit.io.headers import volume_files
+from itkit.io.labels import count_values, require_whole
+from itkit.io.volumes import Volume, read_volume
 from itkit.process.carrying import carry_volume
 from itkit.process.contents import is_same_input
 from itkit.process.documents import carry_documents, differing_documents, read_meta
@@ -40,8 +41,6 @@ from itkit.process.sources import SourceCase, find_files, group_cases, is_datase
 MODES = ("check", "delete", "copy", "symlink")
 AXES = {"Z": 0, "Y": 1, "X": 2, "0": 0, "1": 1, "2": 2}
 THUMBNAILS = "thumbnails"
-WITH_NOTES = (".nii", ".nii.gz", ".nrrd")
-"""Formats whose headers can say a thing twice, or in other units."""
 HISTOGRAM_BINS = 64
 MAX_PICTURE_BYTES = 30_000
 MOST_COUNTED = 256
@@ -142,8 +141,7 @@ class Check(Operation):
         for role, path in paths.items():
             try:
                 volumes[role] = read_volume(path)
-                if volume_suffix(path) in WITH_NOTES:
-                    findings += [Finding("header", NOTE, note) for note in read_header(path).notes]
+                findings += [Finding("header", NOTE, note) for note in volumes[role].notes]
             except DataError as error:
                 if isinstance(error.__cause__, MemoryError):  # not the file's fault: once more, alone
                     raise MemoryError(str(error)) from error
@@ -206,7 +204,8 @@ class Check(Operation):
             if record.get("entry") and (self.mode in ("check", "delete") or entries[case]["state"] == "done")
         }
         write_json(folder / MANIFEST_NAME, manifest)
-        document = {"source": str(self.source), **self.parameters(), "duplicates": duplicates(entries)}
+        groups = duplicates(entries)
+        document = {"source": str(self.source), **self.parameters(), "duplicates": groups}
         document["cases"] = {case: findings_of(entry) for case, entry in sorted(entries.items())}
         write_json(folder / "check.json", document)
         written = [folder / MANIFEST_NAME, folder / "check.json"]
@@ -215,7 +214,7 @@ class Check(Operation):
         if self.report:
             from itkit.process.check_page import render_page
 
-            write_text(folder / "report.html", render_page(self, entries, duplicates(entries)))
+            write_text(folder / "report.html", render_page(self, entries, groups))
             written.append(folder / "report.html")
         if self.mode == "delete":
             written += self._delete(entries, ask)
@@ -303,7 +302,6 @@ def _digest(volume: Volume) -> str:
 
 def _drawn(case_id: str, volumes: Mapping[str, Volume]) -> tuple[dict[str, Any], bytes]:
     """What the report shows of a case: the histogram of its intensities and the volumes of its classes; a picture (PNG)."""
-    from itkit.io.labels import count_values, require_whole
     from itkit.process.figures import cut_case, draw_case, encode_png
 
     image, label = volumes["image"], None

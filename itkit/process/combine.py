@@ -15,7 +15,7 @@ from itkit._support.files import write_json
 from itkit._support.suggestions import did_you_mean
 from itkit.errors import DataError, UsageError
 from itkit.io.geometry import Match, compare_geometries
-from itkit.io.labels import count_values, replace_values, require_whole
+from itkit.io.labels import count_values, replace_values, require_label_map
 from itkit.io.volumes import Volume, write_volume
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
 from itkit.process.reading import Reader
@@ -175,11 +175,8 @@ class Combine(Operation):
         volumes: dict[str, Volume] = {}
         for name, path in zip(task.roles, task.inputs, strict=True):
             volume = reader.volume(path)
-            if volume.array.ndim != 3:
-                raise DataError("has channels; a label map has none.", path)
-            volumes[name] = Volume(
-                require_whole(volume.array, path), volume.spacing_zyx, volume.origin_xyz, volume.direction_xyz
-            )
+            label = require_label_map(volume.array, path)
+            volumes[name] = Volume(label, volume.spacing_zyx, volume.origin_xyz, volume.direction_xyz)
             first = next(iter(volumes))
             match, difference = compare_geometries(volumes[first].geometry, volume.geometry)
             if match is not Match.EQUAL:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from itkit.errors import DataError
-from itkit.io.headers import read_file_header, volume_suffix
+from itkit.io.headers import claimed_files, volume_suffix
 
 _CHUNK = 1 << 20
 
@@ -106,12 +106,8 @@ def compare_output(path: Path, facts: Facts) -> str:
 
 
 def _parts(path: Path) -> list[Path]:
-    if volume_suffix(path) in (".mhd", ".nrrd"):
-        try:
-            data_path = read_file_header(path).data_path
-        except DataError:
-            return [path]
-        return [path] if data_path == path else [path, data_path]
+    if volume_suffix(path) in (".mhd", ".nrrd"):  # the formats that keep voxels apart; others need no look
+        return list(claimed_files(path))
     if os.path.isdir(path):
         return list(_files_below(path))
     return [path]

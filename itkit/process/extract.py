@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -55,7 +56,7 @@ class Extract(Operation):
     fix_geometry: bool = False
 
     def __post_init__(self):
-        parse_mapping(self.mapping)
+        self.parsed  # noqa: B018  (checks the words before anything is read)
         require_apart(self.source, self.destination)
         if self.images not in IMAGE_WAYS:
             raise UsageError(f"images are {', '.join(IMAGE_WAYS)}, not {self.images!r}.")
@@ -65,6 +66,11 @@ class Extract(Operation):
             raise UsageError(f"{self.dtype!r} is not the name of a number type, such as uint8 or int16.") from error
         if wanted.kind not in "iuf":
             raise UsageError(f"label maps are not stored as {wanted}; choose a type such as uint8 or int16.")
+
+    @cached_property
+    def parsed(self) -> dict[int, int]:
+        """Old value -> new value."""
+        return parse_mapping(self.mapping)
 
     def tasks(self) -> Sequence[Task]:
         cases = group_cases(find_files(self.source, recursive=self.recursive))
@@ -106,7 +112,7 @@ class Extract(Operation):
 
     def _map(self, volume: Volume, path: Path, staged: Path, notes: list[str]) -> dict[str, dict]:
         """Write the mapped label map and return how many voxels every value had and has."""
-        whole, mapping = require_whole(volume.array, path), parse_mapping(self.mapping)
+        whole, mapping = require_whole(volume.array, path), self.parsed
         before = count_values(whole)
         array = replace_values(whole, mapping, others=0, dtype=self._type(volume.array.dtype, mapping, path))
         write_volume(staged, Volume(array, volume.spacing_zyx, volume.origin_xyz, volume.direction_xyz))
@@ -134,14 +140,14 @@ class Extract(Operation):
         folder = Path(self.destination)
         done = {case: entry["record"] for case, entry in entries.items() if entry["state"] == "done"}
         meta = {case: record for case, record in done.items() if "before" in record}
-        configs = {"source": str(self.source), **self.parameters(), "mapping": _text_keys(parse_mapping(self.mapping))}
+        configs = {"source": str(self.source), **self.parameters(), "mapping": _text_keys(self.parsed)}
         write_json(folder / "extract_meta.json", meta)
         write_json(folder / "extract_configs.json", configs)
         return folder / "extract_meta.json", folder / "extract_configs.json", *self._documents(folder)
 
     def _documents(self, folder: Path) -> list[Path]:
         """The split as it is; ``meta.json`` with the classes that are left, if their values are 1, 2, 3, ..."""
-        source, mapping = Path(self.source), parse_mapping(self.mapping)
+        source, mapping = Path(self.source), self.parsed
         carried = carry_documents(source, folder, (SPLIT_NAME,))
         meta, classes = read_meta(source), {}
         names = meta.get("classes") or []

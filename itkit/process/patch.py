@@ -16,7 +16,7 @@ from itkit.errors import DataError, UsageError
 from itkit.io.cropping import crop, pad, place_of
 from itkit.io.geometry import require_same_grid
 from itkit.io.headers import volume_suffix
-from itkit.io.labels import require_whole
+from itkit.io.labels import require_label_map
 from itkit.io.volumes import Volume, write_volume
 from itkit.io.windows import window_starts
 from itkit.process.cases import IMAGE_FOLDER, LABEL_FOLDER
@@ -109,9 +109,7 @@ class Patch(Operation):
         image = reader.volume(task.inputs[0])
         label = reader.volume(task.inputs[1]) if len(task.inputs) == 2 else None
         if label is not None:
-            if label.array.ndim != 3:
-                raise DataError("has channels; a label map has none.", task.inputs[1])
-            require_whole(label.array, task.inputs[1])
+            require_label_map(label.array, task.inputs[1])
             require_same_grid(image, label, task.inputs[1])
         size = tuple(count if patch < 0 else patch for patch, count in zip(self.size_zyx, image.size_zyx, strict=True))
         image, label, margin = self._padded(task, image, label, size)

@@ -1,4 +1,4 @@
-"""DA-TransUNet equals its original: state dict, outputs, operations, and the parameters that it never trains."""
+"""DA-TransUNet costs what its original does, and leaves the same parameters untrained."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ import torch
 import torch.nn.functional as F
 from zoo_figures import (
     card_of,
-    check_all_configurations_are_there,
-    check_outputs,
-    check_state,
     network_gmacs,
-    with_outputs,
 )
 
 from itkit.errors import ConfigError
@@ -24,20 +20,6 @@ from itkit.models.zoo import reference
 MODULE = "da_transunet"
 CARD = card_of(MODULE)
 CANONICAL = "DA_TransUNet_R50-ViT-B_16_224_c9"
-
-
-def test_every_configuration_is_there():
-    check_all_configurations_are_there(MODULE)
-
-
-@pytest.mark.parametrize("name", CARD.configurations)
-def test_keys_shapes_and_parameters(name):
-    check_state(MODULE, name)
-
-
-@pytest.mark.parametrize("name", with_outputs(MODULE))
-def test_outputs(name):
-    check_outputs(MODULE, name)
 
 
 @pytest.fixture(scope="module")

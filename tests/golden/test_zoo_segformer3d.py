@@ -1,4 +1,4 @@
-"""SegFormer3D equals its original in both versions: state dict, outputs and operations; and takes boxes of any size."""
+"""SegFormer3D costs what its original does in both versions; and takes boxes of any size."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo_figures import (
     build_without_memory,
     card_of,
-    check_all_configurations_are_there,
-    check_outputs,
-    check_state,
     fill,
+    gmacs,
     image,
     network_gmacs,
-    with_outputs,
 )
 
 from itkit.errors import ConfigError
@@ -25,24 +22,8 @@ MODULE = "segformer3d"
 CARD = card_of(MODULE)
 
 
-def test_every_configuration_is_there():
-    check_all_configurations_are_there(MODULE)
-
-
-@pytest.mark.parametrize("name", CARD.configurations)
-def test_keys_shapes_and_parameters(name):
-    check_state(MODULE, name)
-
-
-@pytest.mark.parametrize("name", with_outputs(MODULE))
-def test_outputs(name):
-    check_outputs(MODULE, name)
-
-
 def test_operations():
-    with FlopCounterMode(display=False) as count, torch.no_grad():
-        build_without_memory(MODULE, "SegFormer3D_brats").eval()(torch.empty(1, 4, 128, 128, 128, device="meta"))
-    assert count.get_total_flops() / 2e9 == pytest.approx(15.547, rel=1e-5)
+    assert gmacs(MODULE, "SegFormer3D_brats") == pytest.approx(15.547, rel=1e-5)
 
 
 def test_operations_as_fvcore_counts_them():

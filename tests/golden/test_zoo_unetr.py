@@ -1,4 +1,4 @@
-"""UNETR equals its original: state dict, outputs and operations; and MONAI's network with the same weights."""
+"""UNETR costs what its original does; and MONAI's network with the same weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from zoo_figures import (
     card_of,
-    check_all_configurations_are_there,
-    check_outputs,
-    check_state,
     gmacs,
     network_gmacs,
-    with_outputs,
 )
 
 from itkit.errors import ConfigError
@@ -23,20 +19,6 @@ from itkit.models import UNETR
 MODULE = "unetr"
 CARD = card_of(MODULE)
 TINY = {"feature_size": 4, "hidden_size": 12, "mlp_dim": 24, "num_heads": 3}
-
-
-def test_every_configuration_is_there():
-    check_all_configurations_are_there(MODULE)
-
-
-@pytest.mark.parametrize("name", CARD.configurations)
-def test_keys_shapes_and_parameters(name):
-    check_state(MODULE, name)
-
-
-@pytest.mark.parametrize("name", with_outputs(MODULE))
-def test_outputs(name):
-    check_outputs(MODULE, name)
 
 
 def test_operations():

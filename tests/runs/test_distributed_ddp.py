@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
 import equality
-from parallel_runs import Failed, Task, largest_difference, run_tasks
+from parallel_runs import Failed, Task, largest_difference, run_tasks, succeeded
 from tiny_experiment import make_data, make_experiment
 
 KINDS = (("ddp", 2), ("ddp", 3))
@@ -108,24 +108,13 @@ def results(world):
     return world[0]
 
 
-def succeeded(answers: list) -> list:
-    for rank, answer in enumerate(answers):
-        assert not isinstance(answer, Failed), f"rank {rank}\n{answer.trace}"
-    return answers
-
-
 # ---- equality ----
 
 
 @pytest.mark.parametrize("dtype,optimizer,scenario", COMBINATIONS)
 @pytest.mark.parametrize("parallel,processes", KINDS)
 def test_several_processes_give_what_one_gives(results, parallel, processes, dtype, optimizer, scenario):
-    found = equality.differences(results, parallel, processes, dtype, optimizer, scenario)
-    bound = equality.BOUNDS[dtype]
-    assert found.pop("optimizer") <= 5 * bound
-    assert max(found.values()) <= bound, found
-    answers = results[equality.name_of(parallel, processes, dtype, optimizer, scenario)]
-    assert {answer["kind"] for answer in answers} == {"RemasteredDDP"}
+    answers = equality.check(results, parallel, processes, dtype, optimizer, scenario, kind="RemasteredDDP")
     for answer in answers[1:]:
         for name, tensor in answer["weights"].items():
             assert torch.equal(tensor, answers[0]["weights"][name]), name

@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
 import equality
-from parallel_runs import Failed, Task, largest_difference, run_tasks
+from parallel_runs import Task, largest_difference, run_tasks, succeeded
 
 GPUS = torch.cuda.device_count()
 pytestmark = pytest.mark.gpu
@@ -61,12 +61,6 @@ def results(tmp_path_factory):
         ],
     ]
     return run_tasks(tasks, tmp_path_factory.mktemp("gpus"), device="cuda", timeout_s=600)
-
-
-def succeeded(answers: list) -> list:
-    for rank, answer in enumerate(answers):
-        assert not isinstance(answer, Failed), f"rank {rank}\n{answer.trace}"
-    return answers
 
 
 @one_gpu

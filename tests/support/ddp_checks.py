@@ -149,13 +149,7 @@ def trained(folder: str, **settings: Any) -> dict[str, torch.Tensor]:
 
 def early_stop(folder: str) -> dict[str, Any]:
     """Train with early stopping on `DiffersByRank`; return after how many steps each rank ended, and what it has seen."""
-    loader = {
-        "dataset": {"type": "DrawnVolumes", "size": 3},
-        "batch_size": 1,
-        "num_workers": 0,
-        "sampler": {"type": "CaseSampler"},
-        "collate_fn": {"type": "itkit.stack_volumes"},
-    }
+    loader = runs.case_loader(3)
     config = {
         "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": 6, "val_interval": 1},
         "val_dataloader": loader,

@@ -95,6 +95,26 @@ def differences(
     }
 
 
+def check(
+    results: dict[str, list[Any]],
+    parallel: str,
+    processes: int,
+    dtype: str,
+    optimizer: str,
+    scenario: str,
+    *,
+    kind: str,
+) -> list[Any]:
+    """Assert that a training on several processes, wrapped by a `kind`, equals the one on one process; return its answers."""
+    found = differences(results, parallel, processes, dtype, optimizer, scenario)
+    bound = BOUNDS[dtype]
+    assert found.pop("optimizer") <= 5 * bound
+    assert max(found.values()) <= bound, found
+    answers = results[name_of(parallel, processes, dtype, optimizer, scenario)]
+    assert {answer["kind"] for answer in answers} == {kind}
+    return answers
+
+
 def _flat(state: dict[str, Any]) -> dict[str, Any]:
     """Return the tensors of an optimizer's state by number and name."""
     return {

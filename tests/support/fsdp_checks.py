@@ -142,13 +142,7 @@ def trained(folder: str, **settings: Any) -> dict[str, Any]:
 
 def validated(folder: str, cases: int, **settings: Any) -> dict[str, Any]:
     """Train four steps with two validations on `cases` cases; return what each process predicted, and the weights."""
-    loader = {
-        "dataset": {"type": "DrawnVolumes", "size": cases},
-        "batch_size": 1,
-        "num_workers": 0,
-        "sampler": {"type": "CaseSampler"},
-        "collate_fn": {"type": "itkit.stack_volumes"},
-    }
+    loader = runs.case_loader(cases)
     config = {
         "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": 4, "val_interval": 2},
         "val_dataloader": loader,

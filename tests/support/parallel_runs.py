@@ -64,6 +64,13 @@ class Failed:
     trace: str
 
 
+def succeeded(answers: list) -> list:
+    """Return the answers of all ranks; fail with the first trace if one of them failed."""
+    for rank, answer in enumerate(answers):
+        assert not isinstance(answer, Failed), f"rank {rank}\n{answer.trace}"
+    return answers
+
+
 def run_tasks(tasks: list[Task], folder: Path, *, timeout_s: float = 240, device: str = "cpu") -> dict[str, list[Any]]:
     """Run `tasks` in their order and return name -> results by rank (`Failed` where the function raised).
 
@@ -376,3 +383,14 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any], *, least_scal
             difference = float((tensor.double() - other[name].double()).abs().max())
             worst = max(worst, difference / scale if scale else difference)
     return worst
+
+
+def case_loader(cases: int) -> dict[str, Any]:
+    """Return the config of a loader of `cases` drawn volumes, one after the other, each once over all processes."""
+    return {
+        "dataset": {"type": "DrawnVolumes", "size": cases},
+        "batch_size": 1,
+        "num_workers": 0,
+        "sampler": {"type": "CaseSampler"},
+        "collate_fn": {"type": "itkit.stack_volumes"},
+    }

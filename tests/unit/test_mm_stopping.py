@@ -207,7 +207,8 @@ def test_all_processes_stop_at_the_same_point_whatever_the_order_of_events(data,
     assert all(rank.control.is_known_to_all for rank in ranks)
 
 
-def test_process_that_has_not_begun_is_ended_by_a_request_to_another():
+def test_process_that_has_not_begun_is_ended_by_a_request_to_another(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # so that the watching thread looks at the board again and again
     store = SharedStore()
     other = Rank(1, store, 2)
 
@@ -223,6 +224,28 @@ def test_process_that_has_not_begun_is_ended_by_a_request_to_another():
         start_up(StopControl())
     assert stop.value.request == StopRequest("SIGTERM", 1)
     assert stop.value.told
+
+
+LATE = """
+import time
+from itkit.mm.board import Board
+from itkit.mm.stopping import StopControl, StopRequest
+from shared_store import SharedStore
+store, control = SharedStore(), StopControl()  # alone: its watching thread sleeps until it is woken
+with control.listening():
+    control.connect(Board(store, 0, 2), lambda failure: None)
+    time.sleep(0.3)
+    Board(store, 1, 2).propose("stop", {"reason": "SIGTERM", "rank": 1})
+time.sleep(0.3)
+print("ended by itself")
+"""
+
+
+def test_request_seen_after_the_end_of_listening_kills_nobody():
+    support = Path(__file__).resolve().parent.parent / "support"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(support), os.environ.get("PYTHONPATH", "")])}
+    run = subprocess.run([sys.executable, "-c", LATE], env=environment, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, "ended by itself\n"), run.stderr
 
 
 def test_failure_on_the_board_reaches_the_watching_thread_while_the_main_thread_waits():
