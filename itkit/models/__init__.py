@@ -7,6 +7,7 @@ from itkit.models.data_preprocessor import VolumeDataPreprocessor
 from itkit.models.dconnnet import DconnNet
 from itkit.models.dsnet import DSNet
 from itkit.models.ege_unet import EGEUNet
+from itkit.models.encoder_decoder import EncoderUNet
 from itkit.models.lm_net import LMNet
 from itkit.models.mednext import MedNeXt
 from itkit.models.mmseg_adapter import MMSegBackboneHead
@@ -22,6 +23,7 @@ __all__ = [
     "DSNet",
     "DconnNet",
     "EGEUNet",
+    "EncoderUNet",
     "LMNet",
     "MMSegBackboneHead",
     "MedNeXt",

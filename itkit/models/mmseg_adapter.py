@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from itkit._support.suggestions import did_you_mean
 from itkit.errors import ConfigError
+from itkit.models.building import argument_names
 from itkit.registry import MODELS
 
 Part = dict | nn.Module
@@ -126,12 +126,6 @@ def _build_from_names(part: dict, kind: Any, role: str, norm_cfg: dict | None) -
     else:
         factory = kind
     config = {key: value for key, value in part.items() if key not in ("type", "_scope_")}
-    if norm_cfg is not None and "norm_cfg" in _accepted(factory):
+    if norm_cfg is not None and "norm_cfg" in argument_names(factory):
         config.setdefault("norm_cfg", dict(norm_cfg))
     return registry.build({"type": factory, "_scope_": "mmseg", **config})
-
-
-def _accepted(factory: Any) -> set[str]:
-    """Return the names of all arguments that `factory`, or a class that it inherits from, takes."""
-    classes = factory.__mro__ if isinstance(factory, type) else (factory,)
-    return {name for c in classes for name in inspect.signature(c).parameters}
