@@ -6,6 +6,9 @@ from itkit.models.da_transunet import DATransUNet
 from itkit.models.data_preprocessor import VolumeDataPreprocessor
 from itkit.models.dconnnet import DconnNet
 from itkit.models.dsnet import DSNet
+from itkit.models.efficientformer import EfficientFormer
+from itkit.models.efficientformer_v2 import EfficientFormerV2
+from itkit.models.efficientnet import EfficientNet
 from itkit.models.ege_unet import EGEUNet
 from itkit.models.encoder_decoder import EncoderUNet
 from itkit.models.lm_net import LMNet
@@ -23,6 +26,9 @@ __all__ = [
     "DSNet",
     "DconnNet",
     "EGEUNet",
+    "EfficientFormer",
+    "EfficientFormerV2",
+    "EfficientNet",
     "EncoderUNet",
     "LMNet",
     "MMSegBackboneHead",
