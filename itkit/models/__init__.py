@@ -16,9 +16,13 @@ from itkit.models.mednext import MedNeXt
 from itkit.models.mmseg_adapter import MMSegBackboneHead
 from itkit.models.segformer import SegFormer
 from itkit.models.segformer3d import SegFormer3D
+from itkit.models.segmamba import SegMamba
+from itkit.models.swin_umamba import SwinUMamba
+from itkit.models.swin_umamba_d import SwinUMambaD
 from itkit.models.unet import SubvoxelUNet
 from itkit.models.unet3plus import UNet3Plus
 from itkit.models.unetr import UNETR
+from itkit.models.vmamba import VMamba
 from itkit.models.zoo import reference
 
 __all__ = [
@@ -35,9 +39,13 @@ __all__ = [
     "MedNeXt",
     "SegFormer",
     "SegFormer3D",
+    "SegMamba",
     "SubvoxelUNet",
+    "SwinUMamba",
+    "SwinUMambaD",
     "UNETR",
     "UNet3Plus",
+    "VMamba",
     "VolumeDataPreprocessor",
     "reference",
 ]

@@ -24,8 +24,12 @@ CARD_MODULES: tuple[str, ...] = (
     "mednext",
     "segformer",
     "segformer3d",
+    "segmamba",
+    "swin_umamba",
+    "swin_umamba_d",
     "unet3plus",
     "unetr",
+    "vmamba",
 )
 """Modules that hold a `CARD`, below ``itkit.models``, in the order of the zoo's table."""
 
