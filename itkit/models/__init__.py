@@ -14,6 +14,9 @@ from itkit.models.encoder_decoder import EncoderUNet
 from itkit.models.lm_net import LMNet
 from itkit.models.mednext import MedNeXt
 from itkit.models.mmseg_adapter import MMSegBackboneHead
+from itkit.models.moco import MoCo
+from itkit.models.moco_v3 import MoCoV3
+from itkit.models.residual import ResidualEncoder
 from itkit.models.segformer import SegFormer
 from itkit.models.segformer3d import SegFormer3D
 from itkit.models.segmamba import SegMamba
@@ -37,6 +40,9 @@ __all__ = [
     "LMNet",
     "MMSegBackboneHead",
     "MedNeXt",
+    "MoCo",
+    "MoCoV3",
+    "ResidualEncoder",
     "SegFormer",
     "SegFormer3D",
     "SegMamba",

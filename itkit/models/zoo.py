@@ -22,6 +22,8 @@ CARD_MODULES: tuple[str, ...] = (
     "ege_unet",
     "lm_net",
     "mednext",
+    "moco",
+    "moco_v3",
     "segformer",
     "segformer3d",
     "segmamba",
