@@ -22,6 +22,7 @@ from itkit.models.segformer3d import SegFormer3D
 from itkit.models.segmamba import SegMamba
 from itkit.models.swin_umamba import SwinUMamba
 from itkit.models.swin_umamba_d import SwinUMambaD
+from itkit.models.timm_encoder import TimmEncoder
 from itkit.models.unet import SubvoxelUNet
 from itkit.models.unet3plus import UNet3Plus
 from itkit.models.unetr import UNETR
@@ -47,6 +48,7 @@ __all__ = [
     "SegFormer3D",
     "SegMamba",
     "SubvoxelUNet",
+    "TimmEncoder",
     "SwinUMamba",
     "SwinUMambaD",
     "UNETR",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from itkit._support.suggestions import did_you_mean
 from itkit.errors import ConfigError
-from itkit.models.building import argument_names
+from itkit.models.building import argument_names, factory_of
 from itkit.registry import MODELS
 
 Part = dict | nn.Module
@@ -26,8 +26,8 @@ class MMSegBackboneHead(nn.Module):
 
     Args:
         backbone: Config of a backbone, e.g. ``dict(type="ResNet", depth=18, in_channels=1)``; names are
-            MMSegmentation's, with or without ``mmseg.`` in front. Or a module that returns feature maps (N, C_i, Y_i,
-            X_i).
+            MMSegmentation's, with or without ``mmseg.`` in front; encoders of itkit and timm are ``"itkit.<name>"``
+            and ``"timm.<name>"``, or the class itself. Or a module that returns feature maps (N, C_i, Y_i, X_i).
         decode_head: Config of (or module that is) a decode head. Its ``num_classes`` is the task model's.
         neck: Config of (or module that is) what lies between both. None: nothing.
         auxiliary_head: One or several further heads, used in training only: their logits, at full size, follow the main
@@ -117,12 +117,12 @@ def _build_from_names(part: dict, kind: Any, role: str, norm_cfg: dict | None) -
 
     if isinstance(kind, str):
         name = kind.removeprefix("mmseg.")
-        if "." not in name and name not in registry.module_dict:
+        factory = registry.module_dict.get(name) if "." not in name else factory_of(name)
+        if factory is None:
             raise ConfigError(
-                f"{role} of MMSegBackboneHead: MMSegmentation has no "
-                f"{name!r}.{did_you_mean(name, registry.module_dict)}"
+                f"{role} of MMSegBackboneHead: MMSegmentation has no {name!r}."
+                f"{did_you_mean(name, registry.module_dict)} Encoders of itkit and timm: 'itkit.<name>', 'timm.<name>'."
             )
-        factory = registry.get(name)
     else:
         factory = kind
     config = {key: value for key, value in part.items() if key not in ("type", "_scope_")}
