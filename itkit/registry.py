@@ -1,11 +1,12 @@
 """Child registries (scope ``itkit``) of MMEngine's: parts depend on the registry, never the reverse.
 
 `locations` are strings: a registry imports the rooms that hold its parts only when a name is looked up. Components of
-MONAI, transforms included, answer to ``monai.<ClassName>`` wherever a name is allowed.
+MONAI, transforms included, answer to ``monai.<ClassName>`` wherever a name is allowed; encoders of timm to ``timm.<name>``.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 
 from mmengine import registry as root
@@ -25,7 +26,7 @@ STRATEGIES = _child("strategy", root.STRATEGIES, "itkit.mm.strategies")
 DATASETS = _child("dataset", root.DATASETS, "itkit.dataset")
 DATA_SAMPLERS = _child("data sampler", root.DATA_SAMPLERS, "itkit.mm.samplers")
 TRANSFORMS = _child("transform", root.TRANSFORMS, "itkit.transforms")
-MODELS = _child("model", root.MODELS, "itkit.mm.task_models", "itkit.models", "itkit.criterion")
+MODELS = _child("model", root.MODELS, "itkit.mm.task_models", "itkit.mm.pretraining", "itkit.models", "itkit.criterion")
 MODEL_WRAPPERS = _child("model wrapper", root.MODEL_WRAPPERS, "itkit.mm.strategies")
 OPTIMIZERS = _child("optimizer", root.OPTIMIZERS, "itkit.mm.muon")
 OPTIM_WRAPPERS = _child("optim wrapper", root.OPTIM_WRAPPERS, "itkit.mm.optim", "itkit.mm.precision")
@@ -76,7 +77,28 @@ class LibraryRegistry(Registry):
         )
 
 
+class FamilyRegistry(Registry):
+    """A registry scope in which every name is one of a family that one class builds, with the name as first argument.
+
+    Args:
+        name: Kind of component, as in every registry.
+        parent: MMEngine's root registry of that kind.
+        scope: The prefix in front of the names, e.g. ``"timm"``.
+        factory: ``module:class``, imported at the first look-up.
+    """
+
+    def __init__(self, name: str, *, parent: Registry, scope: str, factory: str):
+        super().__init__(name, parent=parent, scope=scope)
+        self._factory = factory
+
+    def get(self, key: str):
+        """Return what builds the member called `key` (with or without the scope in front); whether there is one, it says."""
+        module, _, factory = self._factory.partition(":")
+        return functools.partial(getattr(importlib.import_module(module), factory), key.removeprefix(f"{self._scope}."))
+
+
 MONAI_MODELS = LibraryRegistry(
     "model", parent=root.MODELS, scope="monai", modules=("monai.networks.nets", "monai.losses", "monai.networks.blocks")
 )
 MONAI_TRANSFORMS = LibraryRegistry("transform", parent=root.TRANSFORMS, scope="monai", modules=("monai.transforms",))
+TIMM_MODELS = FamilyRegistry("model", parent=root.MODELS, scope="timm", factory="itkit.models.timm_encoder:TimmEncoder")

@@ -1,4 +1,4 @@
-"""Every 3D network of the zoo, small, for 20 iterations on the phantoms: does it train here at all?"""
+"""Every 3D network of the zoo, small, for 20 iterations on the phantoms, also with ``--smoke``: does it train here?"""
 
 from mmengine.config import read_base
 
@@ -17,6 +17,7 @@ from itkit.transforms import LoadVolume, PackSeg3DInputs, RandomWarp, Window, ZS
 patch_size = (32, 32, 32)  # Z, Y, X in voxels; beyond the phantom's 24 slices its edge is repeated
 max_iters = 20
 cpu_threads = 1
+smoke_iterations = 20
 num_classes = 5
 
 # ---- data ----

@@ -1,4 +1,4 @@
-"""Every 2D network of the zoo, small, for 20 iterations on slices of the phantoms: does it train here at all?"""
+"""Every 2D network of the zoo, small, for 20 iterations on slices of the phantoms, also with ``--smoke``: does it train?"""
 
 from mmengine.config import read_base
 
@@ -17,6 +17,7 @@ from itkit.transforms import ExtractSlice, LoadVolume, MultiSample, PackSeg2DInp
 patch_size = (64, 64)  # Y, X in voxels: the whole slice
 max_iters = 20
 cpu_threads = 1
+smoke_iterations = 20
 num_classes = 5
 
 # ---- data ----

@@ -23,6 +23,7 @@ ENGINE_KEYS = {
     "precision": ("fp32", "bf16", "fp16"),
     "compile": None,
     "cpu_threads": None,
+    "smoke_iterations": None,
     "sync_bn": (False, True, "torch"),
     "find_unused_parameters": (False, True),
 }
@@ -131,9 +132,10 @@ def _top_level(config: Config) -> Iterator[str]:
         value = config.get(key)
         if allowed and value is not None and value not in allowed:
             yield f"{key} = {value!r} is not one of {', '.join(map(str, allowed))}."
-    threads = config.get("cpu_threads")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        yield f"cpu_threads = {threads!r} is not a positive whole number."
+    for key in ("cpu_threads", "smoke_iterations"):
+        count = config.get(key)
+        if count is not None and (not isinstance(count, int) or count < 1):
+            yield f"{key} = {count!r} is not a positive whole number."
 
 
 def _is_slip(word: str, known: str) -> bool:

@@ -35,7 +35,8 @@ def prepare(
         cfg: A checked config.
         work_dir: Run folder.
         detect_anomaly: Find the operation that makes a gradient NaN (slow).
-        smoke: Three iterations of everything, two cases of validation and test.
+        smoke: Few iterations of everything (``smoke_iterations`` of the config, else three), two cases of validation and
+            test.
         launcher: ``"none"`` or ``"pytorch"``.
 
     Raises:
@@ -139,14 +140,14 @@ def _visualizer(cfg: Config, work_dir: Path) -> None:
 
 
 def _shorten(cfg: Config) -> None:
-    loop = cfg.train_cfg
+    loop, iterations = cfg.train_cfg, cfg.get("smoke_iterations") or SMOKE_ITERATIONS
     if loop.get("max_epochs") and not loop.get("max_iters"):
         loop["max_epochs"] = 1
-        cfg.train_dataloader["num_batch_per_epoch"] = SMOKE_ITERATIONS
+        cfg.train_dataloader["num_batch_per_epoch"] = iterations
         loop["val_interval"] = loop["val_begin"] = 1
     else:
-        loop["max_iters"] = SMOKE_ITERATIONS
-        loop["val_interval"] = SMOKE_ITERATIONS
+        loop["max_iters"] = iterations
+        loop["val_interval"] = iterations
         loop["val_begin"] = 1
     for key in ("val_dataloader", "test_dataloader"):
         loader = cfg.get(key)

@@ -32,7 +32,7 @@ model. EXP is its version ("0.3" means exactly 0.3.*, never 0.3.1.*), its full n
 examples
   mmrun --list                        what there is, and how far it is
   mmrun 1.0 --check                   build everything, print the plan, parameters and FLOPs, stop
-  mmrun 1.0 --smoke                   three iterations of everything
+  mmrun 1.0 --smoke                   three iterations of everything (or smoke_iterations of the config)
   mmrun 1.0                           train all models of 1.0.*; begun ones go on where they stopped
   mmrun 1.0 --models unet_small --all train, test and report one of them
   mmrun 1.0 --test                    test the best checkpoint of each trained model
@@ -73,7 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what to do (default: train)")
     what.add_argument("--list", action="store_true", help="show experiments, models and their states")
     what.add_argument("--check", action="store_true", help="validate and build everything, print the plan, stop")
-    what.add_argument("--smoke", action="store_true", help="three iterations, two cases: does it run at all?")
+    what.add_argument(
+        "--smoke",
+        action="store_true",
+        help="three iterations (smoke_iterations of the config), two cases: does it run at all?",
+    )
     what.add_argument("--test", action="store_true", help="test the best checkpoint instead of training")
     what.add_argument(
         "--test-use-last-ckpt", action="store_true", help="test the last checkpoint instead (implies --test)"

@@ -15,13 +15,14 @@ from mmengine.dist import is_main_process
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from itkit._support.suggestions import did_you_mean, nearest
+from itkit._support.suggestions import did_you_mean
 from itkit.errors import ConfigError
 from itkit.io.windows import axis_triple
+from itkit.models.building import build_module
 from itkit.models.data_preprocessor import VolumeDataPreprocessor
 from itkit.ops.mirror import AVERAGES, mirror_groups, mirrored_inference
 from itkit.ops.sliding_window import BLENDINGS, sliding_window_inference
-from itkit.registry import MODELS, MONAI_MODELS
+from itkit.registry import MODELS
 from itkit.structures import Seg3DDataSample, VolumeData
 
 Part = Mapping | nn.Module
@@ -177,12 +178,12 @@ class SemanticSegment(BaseModel):
             raise ConfigError(f"{who}: use_half must be False, True, 'fp16' or 'bf16', found {use_half!r}.")
         if data_preprocessor is None:
             data_preprocessor = VolumeDataPreprocessor()
-        super().__init__(_build(data_preprocessor, f"{who}: data_preprocessor"), init_cfg)
+        super().__init__(build_module(data_preprocessor, f"{who}: data_preprocessor"), init_cfg)
         criteria = [criterion] if isinstance(criterion, (Mapping, nn.Module)) else criterion
         if not isinstance(criteria, Sequence) or isinstance(criteria, str) or not criteria:
             raise ConfigError(f"{who}: criterion must be a loss or a non-empty list of losses, found {criterion!r}.")
-        self.backbone = _build(backbone, f"{who}: backbone")
-        self.criterion = nn.ModuleList(_build(c, f"{who}: criterion") for c in criteria)
+        self.backbone = build_module(backbone, f"{who}: backbone")
+        self.criterion = nn.ModuleList(build_module(c, f"{who}: criterion") for c in criteria)
         self.num_classes = num_classes
         self.gt_sem_seg_key = gt_sem_seg_key
         self.use_half = use_half
@@ -544,30 +545,3 @@ def _as_criterion_wants(criterion: nn.Module, labels: Tensor, num_classes: int) 
 
 def _library(criterion: nn.Module) -> str:
     return type(criterion).__module__.partition(".")[0]
-
-
-def _build(part: Part, role: str) -> nn.Module:
-    """Return the module that `part` is or describes; names are looked up in itkit's registry and those it knows."""
-    if isinstance(part, nn.Module):
-        return part
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if not (isinstance(kind, str) or callable(kind)):
-        raise ConfigError(f"{role} must be a module or a config dict(type=..., ...), found {part!r}.")
-    scope = "itkit"
-    if isinstance(kind, str):
-        try:
-            found = MODELS.get(kind)
-        except RuntimeError:  # how the registry says that a dotted or unknown name leads nowhere
-            found = None
-        if found is None:
-            names = [*MODELS.module_dict, *(f"monai.{name}" for name in MONAI_MODELS.names())]
-            found = ", ".join(nearest(kind, names)) or "none"
-            raise ConfigError(f"{role}: no model is called {kind!r}. Nearest: {found}.")
-        if kind.startswith("mmseg."):
-            scope = "mmseg"
-    elif getattr(kind, "__module__", "").startswith("mmseg."):
-        scope = "mmseg"
-    built = MODELS.build({"_scope_": scope, **part})
-    if not isinstance(built, nn.Module):
-        raise ConfigError(f"{role}: {kind!r} builds a {type(built).__name__}, not a torch module.")
-    return built

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from itkit._support.suggestions import did_you_mean
 from itkit.errors import ConfigError
+from itkit.models.building import argument_names, factory_of
 from itkit.registry import MODELS
 
 Part = dict | nn.Module
@@ -26,8 +26,8 @@ class MMSegBackboneHead(nn.Module):
 
     Args:
         backbone: Config of a backbone, e.g. ``dict(type="ResNet", depth=18, in_channels=1)``; names are
-            MMSegmentation's, with or without ``mmseg.`` in front. Or a module that returns feature maps (N, C_i, Y_i,
-            X_i).
+            MMSegmentation's, with or without ``mmseg.`` in front; encoders of itkit and timm are ``"itkit.<name>"``
+            and ``"timm.<name>"``, or the class itself. Or a module that returns feature maps (N, C_i, Y_i, X_i).
         decode_head: Config of (or module that is) a decode head. Its ``num_classes`` is the task model's.
         neck: Config of (or module that is) what lies between both. None: nothing.
         auxiliary_head: One or several further heads, used in training only: their logits, at full size, follow the main
@@ -117,21 +117,15 @@ def _build_from_names(part: dict, kind: Any, role: str, norm_cfg: dict | None) -
 
     if isinstance(kind, str):
         name = kind.removeprefix("mmseg.")
-        if "." not in name and name not in registry.module_dict:
+        factory = registry.module_dict.get(name) if "." not in name else factory_of(name)
+        if factory is None:
             raise ConfigError(
-                f"{role} of MMSegBackboneHead: MMSegmentation has no "
-                f"{name!r}.{did_you_mean(name, registry.module_dict)}"
+                f"{role} of MMSegBackboneHead: MMSegmentation has no {name!r}."
+                f"{did_you_mean(name, registry.module_dict)} Encoders of itkit and timm: 'itkit.<name>', 'timm.<name>'."
             )
-        factory = registry.get(name)
     else:
         factory = kind
     config = {key: value for key, value in part.items() if key not in ("type", "_scope_")}
-    if norm_cfg is not None and "norm_cfg" in _accepted(factory):
+    if norm_cfg is not None and "norm_cfg" in argument_names(factory):
         config.setdefault("norm_cfg", dict(norm_cfg))
     return registry.build({"type": factory, "_scope_": "mmseg", **config})
-
-
-def _accepted(factory: Any) -> set[str]:
-    """Return the names of all arguments that `factory`, or a class that it inherits from, takes."""
-    classes = factory.__mro__ if isinstance(factory, type) else (factory,)
-    return {name for c in classes for name in inspect.signature(c).parameters}

@@ -16,13 +16,22 @@ CARD_MODULES: tuple[str, ...] = (
     "da_transunet",
     "dconnnet",
     "dsnet",
+    "efficientformer",
+    "efficientformer_v2",
+    "efficientnet",
     "ege_unet",
     "lm_net",
     "mednext",
+    "moco",
+    "moco_v3",
     "segformer",
     "segformer3d",
+    "segmamba",
+    "swin_umamba",
+    "swin_umamba_d",
     "unet3plus",
     "unetr",
+    "vmamba",
 )
 """Modules that hold a `CARD`, below ``itkit.models``, in the order of the zoo's table."""
 

@@ -32,6 +32,7 @@ from itkit.transforms.spatial import (
     RandomWarp,
     ResampleToSpacing,
 )
+from itkit.transforms.two_views import TwoViews
 
 __all__ = [
     "BinariseLabel",
@@ -62,6 +63,7 @@ __all__ = [
     "RandomTransform",
     "RandomWarp",
     "ResampleToSpacing",
+    "TwoViews",
     "TypeConvert",
     "Window",
     "ZScore",

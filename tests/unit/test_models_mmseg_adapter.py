@@ -82,6 +82,8 @@ def test_unknown_names_and_wrong_parts_are_refused():
         ConfigError, match="backbone of MMSegBackboneHead: MMSegmentation has no 'ResNett'. Did you mean ResNet"
     ):
         MMSegBackboneHead({"type": "ResNett"}, HEAD)
+    with pytest.raises(ConfigError, match="has no 'itkit.EfficientNett'.*Encoders of itkit and timm: 'itkit.<name>'"):
+        MMSegBackboneHead({"type": "itkit.EfficientNett"}, HEAD)
     with pytest.raises(ConfigError, match="decode_head of MMSegBackboneHead must be a module or a config"):
         MMSegBackboneHead(RESNET, "FCNHead")
 

@@ -27,6 +27,16 @@ def test_against_a_loop_over_queries(scale, form):
                 torch.testing.assert_close(found[n, head, i], expected)
 
 
+def test_a_bias_is_added_to_the_scores():
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 3, 5, 8, generator=generator), torch.randn(2, 3, 7, 8, generator=generator)
+    value, bias = torch.randn(2, 3, 7, 4, generator=generator), torch.randn(3, 5, 7, generator=generator)
+    expected = torch.einsum("nhlm,nhme->nhle", (query @ key.mT / math.sqrt(8) + bias).softmax(-1), value)
+    torch.testing.assert_close(attend(query, key, value, bias=bias), expected)
+    traced = torch.jit.trace(lambda q, k, v, b: attend(q, k, v, bias=b), (query, key, value, bias))
+    torch.testing.assert_close(traced(query, key, value, bias), expected)
+
+
 def test_a_trace_holds_products_that_counters_know():
     q = torch.zeros(1, 1, 4, 2)
     assert "scaled_dot_product_attention" not in str(torch.jit.trace(attend, (q, q, q)).graph)
