@@ -97,13 +97,19 @@ def describe_output(path: Path, checksum: str | None = None) -> Facts:
 
 
 def compare_output(path: Path, facts: Facts) -> str:
-    """Return ``"same"``, ``"missing"`` or ``"changed"``; only if size or time differ from `facts` is it read."""
+    """Return ``"same"``, ``"missing"``, ``"lost"`` or ``"changed"``; only if size or time differ from `facts` is it read.
+
+    Lost is a file of another size but the very time of writing: whoever changes a file changes its time, but when a machine
+    loses its power, what had not reached the disk yet is missing from it.
+    """
     try:
         state = os.lstat(path)
         if (state.st_size, state.st_mtime_ns) == (facts.get("size"), facts.get("mtime_ns")):
             return "same"
         if state.st_size == facts.get("size") and describe_output(path)["sha256"] == facts.get("sha256"):
             return "same"
+        if state.st_size != facts.get("size") and state.st_mtime_ns == facts.get("mtime_ns"):
+            return "lost"
     except FileNotFoundError:
         return "missing"
     except (OSError, ValueError):
