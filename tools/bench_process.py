@@ -34,6 +34,7 @@ from itkit.process.cases import find_cases
 OURS = [sys.executable, "-m", "itkit.cli"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled modules are kept, in the scratch folder
+THEIR_ENVIRONMENT = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"}
 PARTS = ("tools", "workers", "memory", "start")
 COMMANDS: dict[str, tuple[list[str], list[str] | None]] = {
     "itk_check": (["check", "{data}", "-o", "{out}"], ["check", "{data}"]),
@@ -75,7 +76,8 @@ def main() -> int:
     adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="bench_process_") as folder:
         scratch = Path(folder)
-        ENVIRONMENT["PYTHONPYCACHEPREFIX"] = str(scratch / "compiled")
+        for environment in (ENVIRONMENT, THEIR_ENVIRONMENT):
+            environment["PYTHONPYCACHEPREFIX"] = str(scratch / "compiled")
         data = prepare(options.data, scratch)
         if "tools" in options.parts:
             compare_tools(tools, data, scratch, options.reference, options.runs)
@@ -131,14 +133,18 @@ def prepare(given: Path | None, scratch: Path) -> Path:
     return data
 
 
-def run(command: Sequence[str], words: Sequence[str], places: dict[str, str]) -> tuple[float, float, int]:
-    """Run a command; return CPU seconds, wall seconds, and how many files it wrote."""
+def run(
+    command: Sequence[str], words: Sequence[str], places: dict[str, str], *, again: bool = False
+) -> tuple[float, float, int]:
+    """Run a command, `again` where its results are already; return CPU seconds, wall seconds, and how many files are there."""
     out = Path(places["out"])
-    shutil.rmtree(out, ignore_errors=True)
+    if not again:
+        shutil.rmtree(out, ignore_errors=True)
     line = [*command, *(word.format(**places) for word in words)]
+    environment = ENVIRONMENT if command[0] == sys.executable else THEIR_ENVIRONMENT
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
-        line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT
+        line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
     )
     wall = time.perf_counter() - begin
     with contextlib.suppress(
@@ -155,11 +161,19 @@ def run(command: Sequence[str], words: Sequence[str], places: dict[str, str]) ->
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall, written
 
 
+def forget(folder: Path) -> None:
+    """Remove what the reference has noted in its source: with it, its checker reads no volume but the notes."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix != ".mha":
+            path.unlink()
+
+
 def compare_tools(tools: list[str], data: Path, scratch: Path, reference: Path | None, runs: int) -> None:
     """Print CPU seconds of each tool on one process."""
     cases = len(find_cases(data).cases)
     print(f"\n{cases} pairs, one process, CPU seconds (median of {runs})\n")
-    print("| tool | ours | reference | reference / ours | files ours | files reference |\n|---|---|---|---|---|---|")
+    print("| tool | ours | reference | reference / ours | files ours | reference | second run, ours | reference |")
+    print("|---|---|---|---|---|---|---|---|")
     theirs_data = scratch / "reference"
     shutil.copytree(data, theirs_data / "data")  # it writes into its source
     for name in ("pred", "square"):
@@ -175,23 +189,26 @@ def compare_tools(tools: list[str], data: Path, scratch: Path, reference: Path |
         run([*OURS, tool], ours, few)  # modules are compiled, files are in memory
         if reference is not None and theirs is not None:
             run([str(reference / tool)], theirs, few)
-        seconds: dict[str, list[float]] = {"ours": [], "reference": []}
-        files = {"ours": 0, "reference": 0}
+        sides = {"ours": ([*OURS, tool], ours, scratch)}
+        if reference is not None and theirs is not None:
+            sides["reference"] = ([str(reference / tool)], theirs, theirs_data)
+        first: dict[str, list[float]] = {name: [] for name in sides}
+        second: dict[str, list[float]] = {name: [] for name in sides}
+        files = {}
         for _ in range(runs):
-            places = {name: str(scratch / name) for name in ("data", "pred", "square", "out")}
-            cpu, _, files["ours"] = run([*OURS, tool], ours, places)
-            seconds["ours"].append(cpu)
-            if reference is not None and theirs is not None:
-                places = {name: str(theirs_data / name) for name in ("data", "pred", "square", "out")}
-                cpu, _, files["reference"] = run([str(reference / tool)], theirs, places)
-                seconds["reference"].append(cpu)
-        mine = statistics.median(seconds["ours"])
-        other = statistics.median(seconds["reference"]) if seconds["reference"] else None
-        print(
-            f"| `{tool}` | {mine:.2f} | {'' if other is None else f'{other:.2f}'} | "
-            f"{'' if other is None else f'{other / mine:.2f}'} | {files['ours']} | {files['reference'] or ''} |",
-            flush=True,
-        )
+            for side, (command, words, folder) in sides.items():
+                places = {name: str(folder / name) for name in ("data", "pred", "square", "out")}
+                if side == "reference":
+                    forget(folder / "data")
+                cpu, _, files[side] = run(command, words, places)
+                first[side].append(cpu)
+                second[side].append(run(command, words, places, again=True)[0])
+        medians = {side: statistics.median(values) for side, values in first.items()}
+        cells = [f"{medians[side]:.2f}" if side in medians else "" for side in ("ours", "reference")]
+        cells.append(f"{medians['reference'] / medians['ours']:.2f}" if "reference" in medians else "")
+        cells += [str(files.get(side, "")) for side in ("ours", "reference")]
+        cells += [f"{statistics.median(second[side]):.2f}" if side in second else "" for side in ("ours", "reference")]
+        print(f"| `{tool}` | {' | '.join(cells)} |", flush=True)
 
 
 def compare_starts(tools: list[str], reference: Path | None, runs: int) -> None:
@@ -203,7 +220,8 @@ def compare_starts(tools: list[str], reference: Path | None, runs: int) -> None:
             values = []
             for _ in range(max(runs, 5) + 1 if command else 0):
                 begin = time.perf_counter()
-                subprocess.run([*command, "--help"], stdout=subprocess.DEVNULL, check=True, env=ENVIRONMENT)
+                environment = ENVIRONMENT if command[0] == sys.executable else THEIR_ENVIRONMENT
+                subprocess.run([*command, "--help"], stdout=subprocess.DEVNULL, check=True, env=environment)
                 values.append(time.perf_counter() - begin)
             cells.append(f"{statistics.median(values[1:]):.3f}" if values else "")
         print(f"| `{tool}` | {' | '.join(cells)} |", flush=True)

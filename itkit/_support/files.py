@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -67,7 +68,7 @@ def replace_when_complete(path: str | os.PathLike) -> Iterator[Path]:
 @contextlib.contextmanager
 def writing_to_stage() -> Iterator[None]:
     """Let `replace_when_complete` write in place while the block runs: all files go to a folder that nobody looks into, and
-    whoever opens the block flushes and moves them when all are complete.
+    whoever opens the block moves them when all are complete, and sees to their safety on the disk.
     """
     token = _staged.set(True)
     try:
@@ -98,6 +99,27 @@ def flush_folder(folder: str | os.PathLike) -> None:
     except OSError as error:
         if error.errno not in _FOLDERS_CANNOT:
             raise
+    finally:
+        os.close(handle)
+
+
+def flush_file_system(folder: str | os.PathLike) -> None:
+    """Let all that was written to the file system of `folder` survive a loss of power: one wait for many files.
+
+    Raises:
+        OSError: If something could not be written to the disk.
+    """
+    try:
+        flush = ctypes.CDLL(None, use_errno=True).syncfs
+    except (AttributeError, OSError, TypeError):  # not Linux
+        if hasattr(os, "sync"):
+            os.sync()
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if flush(handle):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), os.fspath(folder))
     finally:
         os.close(handle)
 

@@ -15,9 +15,10 @@ TRAILING_BYTES = 1 << 20
 """How many decompressed bytes may follow the voxels; more is a file that is not what its header says."""
 LABEL_LIKE_RATIO = 0.12
 """A sample that shrinks below this part of itself is like a label map."""
+SAMPLE_BYTES = 1 << 17
+"""No more of a sample is looked at."""
 _CHUNK = 1 << 18
 _PIECE = 1 << 20
-_SAMPLE = 1 << 17
 _GZIP, _ZLIB = 31, 15
 
 
@@ -98,7 +99,7 @@ class Deflater:
         self, write: Callable[[bytes], object], sample: bytes | memoryview, *, gzip: bool, thorough: bool = False
     ):
         self._write, self.bytes_in, self.bytes_out = write, 0, 0
-        window, sample = _GZIP if gzip else _ZLIB, memoryview(sample)[:_SAMPLE]
+        window, sample = _GZIP if gzip else _ZLIB, memoryview(sample)[:SAMPLE_BYTES]
         sizes = {level: len(isal_zlib.compress(sample, level)) for level in (2, 3)}
         level = min(sizes, key=sizes.__getitem__)
         if thorough and sizes[level] < LABEL_LIKE_RATIO * len(sample):

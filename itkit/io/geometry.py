@@ -74,7 +74,8 @@ def require_possible(geometry: Geometry, path: str | os.PathLike | None = None) 
     if not deviation <= ORTHONORMAL_ATOL:
         raise GeometryError(
             f"direction {_numbers(geometry.direction_xyz)} is not orthonormal (off by {deviation:.3g}, allowed "
-            f"{ORTHONORMAL_ATOL:g}). Fix the header, or repair it with --fix-geometry (itkit.io.repair.fix_geometry).",
+            f"{ORTHONORMAL_ATOL:g}). Fix the header, or repair it with --fix-geometry, e.g. of itk_orient "
+            "(itkit.io.repair.fix_geometry).",
             path,
         )
 

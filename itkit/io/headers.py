@@ -33,7 +33,11 @@ _NIFTI_BYTES = 540
 def volume_suffix(path: str | os.PathLike) -> str:
     """Return which of `FORMATS` the name `path` ends with (letter case ignored), or an empty string."""
     name = os.path.basename(os.fspath(path)).lower()
-    return next((suffix for suffix in FORMATS if name.endswith(suffix) and len(name) > len(suffix)), "")
+    if name.endswith(FORMATS):
+        for suffix in FORMATS:
+            if name.endswith(suffix) and len(name) > len(suffix):
+                return suffix
+    return ""
 
 
 def volume_stem(path: str | os.PathLike) -> str:

@@ -17,6 +17,7 @@ _TYPES = {
     "LONG_LONG": "i8", "ULONG_LONG": "u8", "FLOAT": "f4", "DOUBLE": "f8",
 }  # fmt: skip
 _NAMES = {kind: name for name, kind in _TYPES.items() if name not in ("LONG", "ULONG")}
+_STORED = "CompressedDataSize = {:<20}"
 _DATA_FILE = re.compile(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\r\n]*)(\r?\n)?", re.MULTILINE)
 
 
@@ -114,7 +115,7 @@ def make_header(
         "BinaryData = True",
         "BinaryDataByteOrderMSB = False",
         f"CompressedData = {stored_bytes is not None}",
-        *([] if stored_bytes is None else [f"CompressedDataSize = {stored_bytes:<20}"]),
+        *([] if stored_bytes is None else [_STORED.format(stored_bytes)]),
         f"TransformMatrix = {_numbers(direction.T.ravel())}",
         f"Offset = {_numbers(geometry.origin_xyz)}",
         "CenterOfRotation = 0 0 0",
@@ -126,6 +127,11 @@ def make_header(
         f"ElementDataFile = {data_file}",
     ]
     return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+
+
+def with_stored_bytes(header: bytes, stored_bytes: int) -> bytes:
+    """Return a `header` that was made with ``stored_bytes=0`` with their number in it; its length stays."""
+    return header.replace(_STORED.format(0).encode(), _STORED.format(stored_bytes).encode(), 1)
 
 
 def _geometry(fields: dict[str, str], size_xyz: list[int]) -> Geometry:

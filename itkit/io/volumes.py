@@ -259,12 +259,13 @@ def _write_one(temporary: Path, path: Path, suffix: str, volume: Volume, compres
             size = stream.write(nrrd.make_header(geometry, channels, dtype, compressed=compress))
             size += store_voxels(stream, array, channels_fastest=True, compression="gzip" if compress else None)
         else:
-            size = stream.write(metaimage.make_header(geometry, channels, dtype, stored_bytes=0 if compress else None))
+            header = metaimage.make_header(geometry, channels, dtype, stored_bytes=0 if compress else None)
+            size = stream.write(header)
             stored = store_voxels(stream, array, channels_fastest=True, compression="zlib" if compress else None)
             size += stored
             if compress:
                 stream.seek(0)
-                stream.write(metaimage.make_header(geometry, channels, dtype, stored_bytes=stored))
+                stream.write(metaimage.with_stored_bytes(header, stored))
         _require_size(stream, size)
 
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from itkit.errors import DataError
 from itkit.io.claims import FileHeader, require_memory
-from itkit.io.compression import Deflater, inflate
+from itkit.io.compression import SAMPLE_BYTES, Deflater, inflate
 
 _SLAB_BYTES = 1 << 22
+_SAMPLED_PART, _LEAST_SAMPLED, _WORD = 32, 1 << 13, 8
 
 
 def load_voxels(file: FileHeader, path: str | os.PathLike) -> np.ndarray:
@@ -125,9 +126,11 @@ def _slabs(array: np.ndarray, channels_fastest: bool) -> Iterator[memoryview]:
 
 
 def _sample(array: np.ndarray) -> memoryview:
-    """Bytes from the middle of `array`, enough to judge how it compresses."""
-    middle = array[..., array.shape[-3] // 2, :, :]
-    plane = middle[middle.shape[0] // 2] if middle.ndim == 3 else middle
-    if plane.nbytes < 1 << 14:
-        plane = array[0] if array.ndim == 4 else array
-    return memoryview(np.ascontiguousarray(plane).reshape(-1).view(np.uint8))
+    """Bytes from the middle of `array`, enough to judge how it compresses, and few beside what there is to compress."""
+    volume = array[array.shape[0] // 2] if array.ndim == 4 else array
+    wanted = min(max(array.nbytes // _SAMPLED_PART, _LEAST_SAMPLED), SAMPLE_BYTES)
+    planes = min(-(-wanted // max(volume[0].nbytes, 1)), len(volume))
+    first = (len(volume) - planes) // 2
+    piece = np.ascontiguousarray(volume[first : first + planes]).reshape(-1).view(np.uint8)
+    begin = max(piece.size - wanted, 0) // 2 // _WORD * _WORD
+    return memoryview(piece[begin : begin + wanted])

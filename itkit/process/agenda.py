@@ -82,9 +82,13 @@ def judge(operation: Operation, ledger: Ledger, task: Task, parameters: dict, *,
             f"{ledger.path_of(changes[0])}: was changed since it was written. Keep it elsewhere and remove it here, or use "
             "--overwrite.",
         )
-    missing = [name for name, state in states.items() if state == "missing"]
-    if missing:
-        return Verdict(TODO, f"the result {missing[0]} is gone")
+    for state, what in (
+        ("missing", "is gone"),
+        ("lost", "is not whole: the machine stopped before it was on the disk"),
+    ):
+        names = [name for name, found in states.items() if found == state]
+        if names:
+            return Verdict(TODO, f"the result {names[0]} {what}")
     moved = [name for name in map(ledger.name, task.outputs) if name not in entry["outputs"]]
     if moved:
         return Verdict(TODO, f"the result {moved[0]} was not made then")

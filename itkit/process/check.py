@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from isal import isal_zlib
 
 from itkit._support.files import write_json, write_text
 from itkit.errors import DataError, UsageError
@@ -34,7 +34,7 @@ from itkit.process.findings import (
     examine_pair,
     findings_of,
 )
-from itkit.process.manifest import MANIFEST_NAME, describe_volumes
+from itkit.process.manifest import describe_volumes, write_manifest
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
 from itkit.process.sources import SourceCase, find_files, group_cases, is_dataset
 
@@ -203,12 +203,12 @@ class Check(Operation):
             for case, record in sorted(records.items())
             if record.get("entry") and (self.mode in ("check", "delete") or entries[case]["state"] == "done")
         }
-        write_json(folder / MANIFEST_NAME, manifest)
+        written = [write_manifest(folder, manifest)]
         groups = duplicates(entries)
         document = {"source": str(self.source), **self.parameters(), "duplicates": groups}
         document["cases"] = {case: findings_of(entry) for case, entry in sorted(entries.items())}
         write_json(folder / "check.json", document)
-        written = [folder / MANIFEST_NAME, folder / "check.json"]
+        written.append(folder / "check.json")
         if self.mode in ("copy", "symlink"):
             written += carry_documents(Path(self.source), folder)
         if self.report:
@@ -296,8 +296,9 @@ def duplicates(entries: Mapping[str, dict]) -> list[list[str]]:
 
 
 def _digest(volume: Volume) -> str:
-    shape = "x".join(map(str, volume.array.shape))
-    return hashlib.sha1(shape.encode() + np.ascontiguousarray(volume.array).data, usedforsecurity=False).hexdigest()
+    """Shape and two checksums of the voxels' bytes, 64 bits together: nobody forges them, and they cost a sixth of SHA-1."""
+    data = memoryview(np.ascontiguousarray(volume.array)).cast("B")
+    return f"{'x'.join(map(str, volume.array.shape))}:{isal_zlib.crc32(data):08x}{isal_zlib.adler32(data):08x}"
 
 
 def _drawn(case_id: str, volumes: Mapping[str, Volume]) -> tuple[dict[str, Any], bytes]:

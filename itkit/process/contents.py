@@ -12,6 +12,8 @@ from itkit.errors import DataError
 from itkit.io.headers import claimed_files, volume_suffix
 
 _CHUNK = 1 << 20
+_KEPT_APART = (".mhd", ".nrrd")
+"""The formats that may keep voxels in another file; of others the header need not be looked into."""
 
 Facts = dict[str, int | str]
 """``size`` in bytes, ``mtime_ns`` (of the newest file), ``sha256`` in hexadecimal; of an input of several files also
@@ -24,6 +26,10 @@ def measure_input(path: Path) -> Facts | None:
     The voxels' own file of a .mhd or detached .nrrd belongs to it. A folder counts as all files below it.
     """
     try:
+        if volume_suffix(path) not in _KEPT_APART:
+            state = os.stat(path)
+            if not stat.S_ISDIR(state.st_mode):
+                return {"size": state.st_size, "mtime_ns": state.st_mtime_ns}
         parts = _parts(path)
         states = [os.stat(part) for part in parts]
     except OSError:
@@ -91,13 +97,19 @@ def describe_output(path: Path, checksum: str | None = None) -> Facts:
 
 
 def compare_output(path: Path, facts: Facts) -> str:
-    """Return ``"same"``, ``"missing"`` or ``"changed"``; only if size or time differ from `facts` is it read."""
+    """Return ``"same"``, ``"missing"``, ``"lost"`` or ``"changed"``; only if size or time differ from `facts` is it read.
+
+    Lost is a file of another size but the very time of writing: whoever changes a file changes its time, but when a machine
+    loses its power, what had not reached the disk yet is missing from it.
+    """
     try:
         state = os.lstat(path)
         if (state.st_size, state.st_mtime_ns) == (facts.get("size"), facts.get("mtime_ns")):
             return "same"
         if state.st_size == facts.get("size") and describe_output(path)["sha256"] == facts.get("sha256"):
             return "same"
+        if state.st_size != facts.get("size") and state.st_mtime_ns == facts.get("mtime_ns"):
+            return "lost"
     except FileNotFoundError:
         return "missing"
     except (OSError, ValueError):
@@ -106,7 +118,7 @@ def compare_output(path: Path, facts: Facts) -> str:
 
 
 def _parts(path: Path) -> list[Path]:
-    if volume_suffix(path) in (".mhd", ".nrrd"):  # the formats that keep voxels apart; others need no look
+    if volume_suffix(path) in _KEPT_APART:
         return list(claimed_files(path))
     if os.path.isdir(path):
         return list(_files_below(path))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from itkit._support.files import flush_file_system
 from itkit.errors import DataError, ItkitError, UsageError
 from itkit.process.agenda import CURRENT, Agenda, Progress, RunSummary, Step, judge
 from itkit.process.ledger import FAILED, Entries, Ledger, same_facts
@@ -127,6 +128,8 @@ def run_operation(
             agenda.refuse()
             agenda.summary.workers = _work(agenda, options, several)
             entries = _finish(operation, agenda, tasks, options, ask)
+            if agenda.summary.done:
+                _make_safe(operation, agenda)
             presence.sweep()
     except OSError as error:
         raise DataError(
@@ -214,6 +217,17 @@ def _finish(
         return entries
     finally:
         claim.release()
+
+
+def _make_safe(operation: Operation, agenda: Agenda) -> None:
+    """Wait until the results are on the disk, all at once: waiting for each would cost more than many a case does."""
+    for root in dict.fromkeys(map(os.fspath, (operation.destination, *operation.roots))):
+        try:
+            flush_file_system(root)
+        except OSError as error:
+            agenda.summary.problems.append(
+                f"{root}: some results may not have reached the disk ({error.strerror or error})."
+            )
 
 
 def _unsettled(operation: Operation, agenda: Agenda, tasks: Sequence[Task]) -> int:

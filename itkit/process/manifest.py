@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from itkit._support.files import write_json
+from itkit._support.files import write_text
 from itkit.errors import DataError
 from itkit.io.labels import count_values
 from itkit.io.volumes import Volume, read_header, read_volume
@@ -38,6 +38,26 @@ def read_manifest(root: str | os.PathLike) -> dict[str, dict]:
     if not isinstance(document, dict) or not all(isinstance(entry, dict) for entry in document.values()):
         raise DataError("is not an object with one object a file; it is only a cache, remove it.", path)
     return document
+
+
+def write_manifest(root: str | os.PathLike, entries: Mapping[str, dict]) -> Path:
+    """Write ``<root>/series_meta.json``, one line a file, and return its path.
+
+    Args:
+        root: A dataset's folder.
+        entries: Name of the image file -> entry, as `describe_case` gives it; written in the order of the names.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    path = Path(root) / MANIFEST_NAME
+    lines = [f"{_as_json(name)}: {_as_json(entry)}" for name, entry in sorted(entries.items())]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    return path
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def describe_case(case: Case) -> dict:
@@ -110,8 +130,8 @@ def _values(label: np.ndarray) -> list:
     """The finite values that occur in a label map, sorted; also of one that is no label map."""
     if label.dtype.kind in "iu":
         return list(count_values(label))
-    values = np.unique(label)
-    return values[np.isfinite(values)].tolist()
+    ordered = np.sort(label[np.isfinite(label)], axis=None)  # np.unique would load masked arrays: 15 ms for nothing
+    return ordered[np.concatenate(([True], ordered[1:] != ordered[:-1]))].tolist() if ordered.size else []
 
 
 def update_manifest(root: str | os.PathLike, *, write: bool = True) -> dict[str, dict]:
@@ -132,11 +152,10 @@ def update_manifest(root: str | os.PathLike, *, write: bool = True) -> dict[str,
         complete = entry is not None and {"size", "min", "labels", "sha256"} <= entry.keys()
         fresh[case.image.name] = entry if complete and is_current(entry, case) else describe_case(case)
     if write and fresh != known:
-        path = Path(root) / MANIFEST_NAME
         try:
-            write_json(path, fresh)
+            write_manifest(root, fresh)
         except OSError as error:
-            raise DataError(f"cannot be written ({error.strerror}).", path) from error
+            raise DataError(f"cannot be written ({error.strerror}).", Path(root) / MANIFEST_NAME) from error
     return fresh
 
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from itkit.io.geometry import Match, compare_geometries
+from itkit.errors import DataError, UsageError
+from itkit.io.geometry import require_same_grid
 from itkit.io.orientation import orientation, reorient, require_code
 from itkit.io.volumes import write_volume
 from itkit.process.documents import carry_documents, differing_documents
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
 from itkit.process.reading import Reader
 from itkit.process.sources import find_files, group_cases
+
+FIELDS = ("image", "label", "dataset")
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,10 @@ class Orient(Operation):
         orientation: One of `itkit.io.orientation.ORIENTATIONS`, e.g. ``"LPS"``.
         recursive: Look into subfolders.
         fix_geometry: Repair directions that are not orthonormal, and record it, instead of refusing the case.
+        field: ``"image"`` or ``"label"`` takes only that folder of a dataset, ``"dataset"`` all that is there.
 
     Raises:
-        UsageError: If the orientation is none of the 48, or the destination lies inside the source.
+        UsageError: If the orientation is none of the 48, the field unknown, or the destination lies inside the source.
     """
 
     name: ClassVar[str] = "itk_orient"
@@ -37,34 +41,35 @@ class Orient(Operation):
     orientation: str
     recursive: bool = False
     fix_geometry: bool = False
+    field: str = "dataset"
 
     def __post_init__(self):
         require_code(self.orientation)
+        if self.field not in FIELDS:
+            raise UsageError(f"--field is {', '.join(FIELDS)}, not {self.field!r}.")
         require_apart(self.source, self.destination)
 
     def tasks(self) -> Sequence[Task]:
-        return [
-            Task(
-                case.case_id,
-                tuple(file.path for file in case.files),
-                tuple(Path(self.destination) / file.relative for file in case.files),
-            )
-            for case in group_cases(find_files(self.source, recursive=self.recursive))
-        ]
+        found = []
+        for case in group_cases(find_files(self.source, recursive=self.recursive)):
+            files = [file for file in case.files if self.field in (file.role or self.field, "dataset")]
+            if files:
+                outputs = tuple(Path(self.destination) / file.relative for file in files)
+                found.append(Task(case.case_id, tuple(file.path for file in files), outputs))
+        if not found:
+            raise DataError(f"holds no {self.field}.", self.source)
+        return found
 
     def process(self, task: Task, stage: Stage) -> Product:
-        reader, was, grids = Reader(self.fix_geometry), [], []
+        reader, was, image = Reader(self.fix_geometry), [], None
         for path, output in zip(task.inputs, task.outputs, strict=True):
             volume = reader.volume(path)
+            if image is not None:
+                require_same_grid(image, volume, path)
+            image = volume.geometry
             write_volume(stage.path(output), reorient(volume, self.orientation))
             was.append(orientation(volume))
-            grids.append(volume.geometry)
-        notes = reader.notes()
-        if len(grids) == 2:
-            match, difference = compare_geometries(*grids)
-            if match is not Match.EQUAL:
-                notes += (f"label has {difference}; each was turned for itself",)
-        return Product(reader.record({"was": was, "is": self.orientation}), notes)
+        return Product(reader.record({"was": was, "is": self.orientation}), reader.notes())
 
     def finish(self, entries: Mapping[str, dict], ask: Ask) -> Iterable[Path]:
         return carry_documents(Path(self.source), Path(self.destination))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from itkit import __version__
-from itkit._support.files import flush_file, replace_when_complete, writing_to_stage
+from itkit._support.files import replace_when_complete, writing_to_stage
 from itkit.errors import DataError, ItkitError, UsageError
 from itkit.process.contents import Facts, compare_output, describe_output, hash_input, measure_input
 from itkit.process.ledger import DONE, FAILED, Ledger
@@ -170,9 +170,6 @@ class Workbench:
         self._require_outside_sources(final for _, final in files)
         described = {final: describe_output(staged, stage.checksums.get(staged)) for staged, final in files}
         self._require_free(order, described)
-        for staged, _ in files:
-            if not staged.is_symlink():
-                flush_file(staged)
         outputs = {self.ledger.name(final): facts for final, facts in described.items()}
         if not order.claim.holds():
             raise DataError("another run has taken this case over, since this one gave no sign of life.")
@@ -189,7 +186,7 @@ class Workbench:
             raise
         for name in order.owned.keys() - outputs.keys():
             path = self.ledger.path_of(name)
-            if any(compare_output(path, facts) == "same" for facts in order.owned[name]):
+            if any(compare_output(path, facts) in ("same", "lost") for facts in order.owned[name]):
                 path.unlink(missing_ok=True)
         return outputs
 
@@ -204,8 +201,8 @@ class Workbench:
         for final, facts in finals.items():
             if not os.path.lexists(final):
                 continue
-            own = [*order.owned.get(self.ledger.name(final), ()), *([facts] if facts else [])]
-            if any(compare_output(final, facts) == "same" for facts in own):
+            own = (compare_output(final, facts) for facts in order.owned.get(self.ledger.name(final), ()))
+            if any(state in ("same", "lost") for state in own) or (facts and compare_output(final, facts) == "same"):
                 continue
             self.ledger.refresh()
             owner = self.ledger.owner(final)

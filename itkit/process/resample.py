@@ -16,7 +16,7 @@ from itkit.io.labels import require_whole
 from itkit.io.resampling import resample_to_grid, resample_to_size, resample_to_spacing
 from itkit.io.volumes import Volume, write_volume
 from itkit.process.documents import carry_documents, differing_documents
-from itkit.process.manifest import MANIFEST_NAME, describe_volumes
+from itkit.process.manifest import describe_volumes, write_manifest
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
 from itkit.process.reading import Reader
 from itkit.process.sources import SourceFile, find_files, group_cases, is_dataset
@@ -166,10 +166,10 @@ class Resample(Operation):
         done = {case: entry["record"] for case, entry in entries.items() if entry["state"] == "done"}
         by_name = self.kind == "dataset" and not self.recursive
         manifest = {record["name"] if by_name else case: record["is"] for case, record in done.items()}
-        write_json(folder / MANIFEST_NAME, dict(sorted(manifest.items())))
+        manifest_path = write_manifest(folder, manifest)
         configs = {"source": str(self.source), "target_folder": self.target_folder, **self.parameters()}
         write_json(folder / "resample_configs.json", {**configs, "was": {case: done[case]["was"] for case in done}})
-        return folder / MANIFEST_NAME, folder / "resample_configs.json", *carry_documents(Path(self.source), folder)
+        return manifest_path, folder / "resample_configs.json", *carry_documents(Path(self.source), folder)
 
 
 def _kept(values: Sequence[float]) -> tuple[float | None, ...]:

@@ -230,3 +230,15 @@ def test_labels_without_an_image_are_named(tool, tmp_path):
     assert code == 0
     assert "1 labels have no image of their name: case_1" in out
     assert json.loads((tmp_path / "out/aug_meta.json").read_text())["labels_without_image"] == ["case_1"]
+
+
+def test_words_of_other_suites_mean_the_same(tool, tmp_path):
+    source = make_dataset(tmp_path / "raw", 1)
+    words = [source / "image", source / "label", "--random-rot", 5, 5, 5]
+    short = ["-oimg", tmp_path / "a/i", "-olbl", tmp_path / "a/l", "-n", 2]
+    long = ["--out-img-folder", tmp_path / "b/i", "--out-lbl-folder", tmp_path / "b/l", "--num", 2]
+    assert tool("itk_aug", *words, *short)[0] == tool("itk_aug", *words, *long)[0] == 0
+    made = sorted((tmp_path / "a").rglob("*.mha"))
+    assert len(made) == 4
+    for path in made:
+        assert (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes() == path.read_bytes()

@@ -45,6 +45,14 @@ def test_the_order_of_rules_decides_not_that_of_sources(tool, two):
     assert (read_volume(two / "out/case_0.mha").array[b != 0] == 1).all()
 
 
+def test_words_of_other_suites_mean_the_same(tool, two):
+    words = ["--map", "a:1->1", "--map", "b:1->2"]
+    assert tool("itk_combine", "--source", f"a={two / 'a'}", f"b={two / 'b'}", *words, two / "long")[0] == 0
+    assert tool("itk_combine", "-i", f"a={two / 'a'}", "-i", f"b={two / 'b'}", *words, two / "short")[0] == 0
+    for path in (two / "long").glob("*.mha"):
+        assert (two / "short" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_one_folder_may_be_two_sources(tool, two):
     words = ["--source", f"a={two / 'a'}", f"again={two / 'a'}", "--map", "again:1->2", "a:*->9", two / "out"]
     assert tool("itk_combine", *words)[0] == 0

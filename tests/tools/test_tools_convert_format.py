@@ -190,3 +190,13 @@ def test_workers_do_not_change_the_files(tmp_path, capsys):
         assert run_tool("itk_convert", words) == 0
     for path in sorted((tmp_path / "1").rglob("*.nii.gz")):
         assert path.read_bytes() == (tmp_path / "2" / path.relative_to(tmp_path / "1")).read_bytes()
+
+
+def test_a_label_on_another_grid_fails_its_case(tool, tmp_path):
+    source = make_dataset(tmp_path / "raw", 2)
+    label = read_volume(source / "label/case_1.mha")
+    write_volume(source / "label/case_1.mha", replace(label, array=label.array[:1]))
+    code, _, said = tool("itk_convert", "format", "nii.gz", source, tmp_path / "out")
+    assert code == 1
+    assert "label has size (1, 8, 10), image has (6, 8, 10) (Z, Y, X). Remove the pair or fix the label." in said
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.nii.gz")) == ["case_0.nii.gz"] * 2

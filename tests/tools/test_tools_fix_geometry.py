@@ -32,6 +32,8 @@ TOOLS = {
     "itk_aug": ["{raw}/image", "{raw}/label", "-oimg", "{out}", "--random-rot", 5],
     "itk_extract": ["{raw}", "{out}", "1:1"],
     "itk_combine": ["--source", "a={raw}", "--map", "a:1->1", "{out}"],
+    "itk_convert": ["format", "nrrd", "{raw}", "{out}"],
+    "itk_evaluate": ["{raw}", "{raw}/label", "{out}"],
 }
 
 

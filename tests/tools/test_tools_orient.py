@@ -1,15 +1,18 @@
 """`itk_orient`: all 48 codes as SimpleITK turns them, every format, and pairs that do not fit are told."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from tool_data import OBLIQUE, make_dataset, make_label, make_volume
 
+from itkit.errors import UsageError
 from itkit.io.headers import FORMATS
 from itkit.io.orientation import ORIENTATIONS
 from itkit.io.volumes import write_volume
+from itkit.process.orient import Orient
 
 
 def test_every_code_is_what_simpleitk_makes_of_it(tool, tmp_path):
@@ -41,15 +44,37 @@ def test_all_formats_there_and_back(tool, tmp_path):
             np.testing.assert_allclose(a.GetOrigin(), b.GetOrigin(), atol=1e-5)
 
 
-def test_a_label_on_another_grid_is_turned_and_told(tool, tmp_path):
+def test_a_label_on_another_grid_fails_its_case_and_a_nearly_equal_one_is_noted(tool, tmp_path):
+    source = make_dataset(tmp_path / "raw", 3)
+    write_volume(source / "label/case_1.mha", make_label(size=(1, 8, 10)))
+    label = make_label()
+    nearly = tuple(value * 1.005 for value in label.spacing_zyx)
+    write_volume(source / "label/case_2.mha", replace(label, spacing_zyx=nearly))
+    code, _, said = tool("itk_orient", source, tmp_path / "out", "RAS")
+    assert code == 1
+    assert "FAILED  case_1: " in said
+    assert "case_1.mha: label has size (1, 8, 10), image has (6, 8, 10) (Z, Y, X). Remove the pair or fix" in said
+    assert "used as if they were the same" in next(line for line in said.splitlines() if "note    case_2" in line)
+    assert "case_0" not in said
+    assert "2 done, 0 up to date, 1 failed" in said
+
+
+def test_of_a_dataset_only_the_images_or_only_the_labels(tool, tmp_path):
     source = make_dataset(tmp_path / "raw", 2)
     write_volume(source / "label/case_1.mha", make_label(size=(1, 8, 10)))
-    code, _, said = tool("itk_orient", source, tmp_path / "out", "RAS")
-    assert code == 0
-    assert (
-        "note    case_1: label has size (1, 8, 10), image has (6, 8, 10) (Z, Y, X); each was turned for itself" in said
-    )
-    assert "case_0" not in said
+    for field in ("image", "label"):
+        assert tool("itk_orient", source, tmp_path / field, "RAS", "--field", field)[0] == 0
+        names = sorted(path.relative_to(tmp_path / field).as_posix() for path in (tmp_path / field).rglob("*.mha"))
+        assert names == [f"{field}/case_0.mha", f"{field}/case_1.mha"]
+    write_volume(tmp_path / "flat/a.mha", make_volume())
+    assert tool("itk_orient", tmp_path / "flat", tmp_path / "flat_out", "RAS", "--field", "label")[0] == 0
+    assert (tmp_path / "flat_out/a.mha").is_file()
+    with pytest.raises(UsageError, match="--field is image, label, dataset, not 'mask'"):
+        Orient(str(source), str(tmp_path / "x"), "RAS", field="mask")
+    (tmp_path / "unlabelled/image").mkdir(parents=True)
+    write_volume(tmp_path / "unlabelled/image/a.mha", make_volume())
+    code, _, said = tool("itk_orient", tmp_path / "unlabelled", tmp_path / "none", "RAS", "--field", "label")
+    assert (code, "unlabelled: holds no label." in said) == (1, True)
 
 
 def test_a_split_that_changed_meanwhile_is_told(tool, tmp_path):

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 from toy_operation import Toy, make_source, results
 
 from itkit.errors import DataError, UsageError
-from itkit.process import publication
+from itkit.process import execution, publication
 from itkit.process.execution import RunOptions, Shard, run_operation
 from itkit.process.ledger import Ledger
 from itkit.process.operation import Operation, Product, Stage, Task
@@ -139,6 +139,37 @@ def test_changed_results_are_named_and_kept(toy, tmp_path):
     mine.write_text("again")
     assert go(toy, overwrite=True).exit_code == 0
     assert mine.read_text() == "newnew"
+
+
+def test_results_that_never_reached_the_disk_are_made_again(toy, tmp_path):
+    """After a loss of power a file has its time, but not all of its bytes; nothing tells it from a whole one but its size."""
+    go(toy)
+    whole = results(tmp_path / "dst")
+    lost = tmp_path / "dst" / "label" / "c001.txt"
+    times = lost.stat().st_mtime_ns
+    lost.write_bytes(b"")
+    os.utime(lost, ns=(times, times))
+    assert why(toy) == {"c001": "the result label/c001.txt is not whole: the machine stopped before it was on the disk"}
+    summary = go(toy)
+    assert (summary.done, summary.current, summary.failed) == (["c001"], ["c000", "c002", "c003"], {})
+    assert results(tmp_path / "dst") == whole
+
+
+def test_a_run_waits_once_until_all_is_on_the_disk(toy, tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(execution, "flush_file_system", waited.append)
+    go(toy)
+    assert waited == [toy.destination]
+    go(toy)
+    assert len(waited) == 1, "nothing was written"
+
+    def broken(folder):
+        raise OSError(errno.EIO, "Input/output error", folder)
+
+    monkeypatch.setattr(execution, "flush_file_system", broken)
+    summary = go(toy, overwrite=True)
+    assert summary.exit_code == 1
+    assert summary.problems == [f"{toy.destination}: some results may not have reached the disk (Input/output error)."]
 
 
 def test_foreign_files_are_not_replaced_unless_they_are_what_would_be_written(toy, tmp_path):

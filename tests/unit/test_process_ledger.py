@@ -217,6 +217,10 @@ def test_outputs_are_the_same_missing_or_changed(tmp_path):
     link.unlink()
     link.symlink_to("elsewhere")
     assert compare_output(link, of_link) == "changed"
+    file.write_text("o")
+    assert compare_output(file, facts) == "changed"
+    os.utime(file, ns=(0, facts["mtime_ns"]))
+    assert compare_output(file, facts) == "lost", "nobody who changes a file leaves its time as it was"
     file.unlink()
     assert compare_output(file, facts) == "missing"
     file.mkdir()

@@ -112,6 +112,6 @@ def test_unwritable_folder_is_named(root, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(manifest, "write_json", refuse)
+    monkeypatch.setattr(manifest, "write_text", refuse)
     with pytest.raises(DataError, match="series_meta.json: cannot be written .Permission denied"):
         manifest.update_manifest(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -10,7 +11,7 @@ import threading
 import pytest
 
 from itkit._support import files, transient
-from itkit._support.files import flush_folder, replace_when_complete, write_json, write_text
+from itkit._support.files import flush_file_system, flush_folder, replace_when_complete, write_json, write_text
 from itkit._support.transient import retrying
 
 
@@ -51,6 +52,28 @@ def test_error_while_flushing_a_folder_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(OSError, match="Input/output error"):
         flush_folder(tmp_path)
+
+
+def test_a_file_system_is_flushed_as_a_whole_or_says_why_not(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("x")
+    flush_file_system(tmp_path)
+
+    class Broken:
+        @staticmethod
+        def syncfs(handle):
+            assert os.readlink(f"/proc/self/fd/{handle}") == str(tmp_path)
+            ctypes.set_errno(errno.EIO)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Broken)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        flush_file_system(tmp_path)
+    assert caught.value.filename == str(tmp_path)
+    done = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(os, "sync", lambda: done.append("all"))
+    flush_file_system(tmp_path)
+    assert done == ["all"]
 
 
 def test_json_is_written_in_spite_of_an_error_that_passes(tmp_path, monkeypatch):

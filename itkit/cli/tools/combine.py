@@ -17,7 +17,7 @@ TOOL = Tool(
     "fails, because a voxel by voxel union of two grids means nothing.",
     parameters=(
         Parameter(
-            ("--source",), "a name and its folder, or dataset (its label/)", metavar="NAME=DIR", required=True,
+            ("-i", "--source"), "a name and its folder, or dataset (its label/)", metavar="NAME=DIR", required=True,
             repeated=True, count="+", field="sources_named",
         ),
         Parameter(

@@ -1,6 +1,6 @@
 """The declaration of `itk_convert`."""
 
-from itkit.cli.parameters import DESTINATION, RECURSIVE, SOURCE, Parameter
+from itkit.cli.parameters import DESTINATION, FIX_GEOMETRY, RECURSIVE, SOURCE, Parameter
 from itkit.cli.table import Tool
 
 DATASET = Parameter(
@@ -54,6 +54,7 @@ TOOL = Tool(
                 SOURCE,
                 DESTINATION,
                 RECURSIVE,
+                FIX_GEOMETRY,
             ),
             examples=(
                 ("itk_convert format nii.gz raw nifti", "every volume of raw/ (or of its image/ and label/)"),

@@ -1,6 +1,6 @@
 """The declaration of `itk_evaluate`."""
 
-from itkit.cli.parameters import RECURSIVE, Parameter
+from itkit.cli.parameters import FIX_GEOMETRY, RECURSIVE, Parameter
 from itkit.cli.table import Tool
 
 FORMAT = Parameter(
@@ -69,6 +69,7 @@ TOOL = Tool(
                   choices=("refuse", "resample"), default="refuse"),
         Parameter(("--allow-missing",), "a truth without a prediction is no failure; it counts as empty all the same", "flag"),
         RECURSIVE,
+        FIX_GEOMETRY,
         FORMAT,
         SEED,
     ),

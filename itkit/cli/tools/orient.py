@@ -18,6 +18,8 @@ TOOL = Tool(
             "SimpleITK's identity, RAS nibabel's",
             metavar="ORIENT",
         ),
+        Parameter(("--field",), "of a dataset only the images, or only the labels (default: all that is there)",
+                  default="dataset", choices=("image", "label", "dataset")),
         RECURSIVE,
         FIX_GEOMETRY,
     ),
@@ -25,4 +27,4 @@ TOOL = Tool(
         ("itk_orient raw oriented LPS", "every volume of raw/ (or of its image/ and label/)"),
         ("itk_orient raw oriented RAS -r --mp", "with subfolders, in several processes"),
     ),
-)
+)  # fmt: skip

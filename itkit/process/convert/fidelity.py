@@ -7,21 +7,27 @@ from pathlib import Path
 from itkit.errors import DataError, GeometryError
 from itkit.io.geometry import Geometry, Match, compare_geometries, largest_displacement_mm
 from itkit.io.headers import read_file_header
-from itkit.io.volumes import Volume, read_header, read_volume, write_volume
+from itkit.io.volumes import Volume, read_header, read_unchecked, read_volume, write_volume
+from itkit.process.reading import Reader
 
 GEOMETRY_ATOL = 1e-6
 """Largest difference of a spacing or origin (mm) or a direction number that goes without saying."""
 
 
-def read_noting(path: Path, notes: list[str]) -> Volume:
+def read_noting(path: Path, notes: list[str], reader: Reader | None = None) -> Volume:
     """Read a volume and append to `notes` what its file says in more than one way, or scaled.
+
+    Args:
+        path: The file.
+        notes: A sentence for each thing is appended.
+        reader: Reads it; None: as it stands, without repair.
 
     Raises:
         DataError: As `itkit.io.volumes.read_volume`.
         GeometryError: As `itkit.io.volumes.read_volume`.
     """
-    volume, header = read_volume(path), read_header(path)
-    notes += [f"{path.name}: {note.rstrip('.')}" for note in header.notes]
+    volume = read_volume(path) if reader is None else reader.volume(path)
+    notes += [f"{path.name}: {note.rstrip('.')}" for note in read_unchecked(path, header_only=True).notes]
     if read_file_header(path).scale is not None:
         notes.append(f"{path.name}: stores numbers with a scale factor; the voxels are {volume.array.dtype} now")
     return volume

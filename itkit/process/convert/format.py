@@ -8,11 +8,13 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from itkit.errors import DataError, UsageError
+from itkit.io.geometry import require_same_grid
 from itkit.io.headers import FORMATS
 from itkit.process.convert.fidelity import read_noting, write_kept
 from itkit.process.convert.layout import ConversionTask
 from itkit.process.documents import carry_documents, differing_documents
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
+from itkit.process.reading import Reader
 from itkit.process.sources import SourceFile, find_files, is_dataset
 
 
@@ -25,6 +27,7 @@ class ConvertFormat(Operation):
         source: A folder of volumes, or a dataset. Not modified.
         destination: Folder for the results, in the layout of the source.
         recursive: Look into subfolders.
+        fix_geometry: Repair directions that are not orthonormal, and record it, instead of refusing the case.
 
     Raises:
         UsageError: If there is no such format, or the destination lies inside the source.
@@ -35,6 +38,7 @@ class ConvertFormat(Operation):
     source: str
     destination: str
     recursive: bool = False
+    fix_geometry: bool = False
 
     def __post_init__(self):
         if self.suffix not in FORMATS:
@@ -48,7 +52,7 @@ class ConvertFormat(Operation):
         return "." + self.target.lstrip(".").lower()
 
     def parameters(self) -> dict:
-        return {"target": self.suffix}
+        return {"target": self.suffix, "fix_geometry": self.fix_geometry}
 
     def tasks(self) -> Sequence[Task]:
         found: dict[str, list[SourceFile]] = {}
@@ -69,9 +73,14 @@ class ConvertFormat(Operation):
         if task.problem is not None:
             raise DataError(task.problem, task.inputs[0])
         notes: list[str] = []
+        reader, image = Reader(self.fix_geometry), None
         for path, output in zip(task.images, task.outputs, strict=True):
-            notes += write_kept(stage.path(output), output, read_noting(path, notes))
-        return Product({}, tuple(notes))
+            volume = read_noting(path, notes, reader)
+            if image is not None:
+                require_same_grid(image, volume, path)
+            image = volume.geometry
+            notes += write_kept(stage.path(output), output, volume)
+        return Product(reader.record({}), (*notes, *reader.notes()))
 
     def finish(self, entries: Mapping[str, dict], ask: Ask) -> Iterable[Path]:
         return carry_documents(Path(self.source), Path(self.destination)) if is_dataset(self.source) else ()

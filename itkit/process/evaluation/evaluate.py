@@ -15,7 +15,7 @@ import numpy as np
 from itkit.errors import DataError, GeometryError, UsageError
 from itkit.io.geometry import Match, compare_geometries
 from itkit.io.labels import require_whole
-from itkit.io.volumes import Volume, read_volume
+from itkit.io.volumes import Volume
 from itkit.measures.case import label_surface_values
 from itkit.measures.overlap import label_counts
 from itkit.process.cases import LABEL_FOLDER
@@ -25,6 +25,7 @@ from itkit.process.evaluation.report import evaluation_paths, evaluation_text, w
 from itkit.process.evaluation.table import MEASURED, NO_PREDICTION, Table, build_table
 from itkit.process.ledger import LEDGER_NAME
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
+from itkit.process.reading import Reader
 from itkit.process.sources import find_files
 
 GRIDS = ("refuse", "resample")
@@ -47,6 +48,7 @@ class Evaluate(Operation):
             (by physical position, nearest voxel, 0 outside).
         allow_missing: A truth without a prediction is no failure. It counts as an empty prediction in any case.
         recursive: Look into subfolders; the layout must be the same.
+        fix_geometry: Repair directions that are not orthonormal, and record it, instead of refusing the case.
         format: Tables to write besides ``evaluation.json``, out of `itkit.process.evaluation.documents.FORMATS`. None: csv.
         seed: Of the bootstrap intervals.
 
@@ -69,6 +71,7 @@ class Evaluate(Operation):
     grid: str = "refuse"
     allow_missing: bool = False
     recursive: bool = False
+    fix_geometry: bool = False
     format: Sequence[str] | None = None
     seed: int = 0
 
@@ -96,6 +99,7 @@ class Evaluate(Operation):
             "tolerance_mm_of": {str(label): value for label, value in sorted(single.items())},
             "grid": self.grid,
             "allow_missing": self.allow_missing,
+            "fix_geometry": self.fix_geometry,
         }
 
     def tasks(self) -> Sequence[Task]:
@@ -112,12 +116,12 @@ class Evaluate(Operation):
         ]
 
     def process(self, task: Task, stage: Stage) -> Product:
-        parameters = self.parameters()
-        truth, notes = _read_labels(task.inputs[0], self.ignore_label), []
+        parameters, reader = self.parameters(), Reader(self.fix_geometry)
+        truth, notes = _read_labels(reader, task.inputs[0], self.ignore_label), []
         if len(task.inputs) == 1:
             prediction = Volume(np.zeros_like(truth.array), truth.spacing_zyx, truth.origin_xyz, truth.direction_xyz)
         else:
-            prediction = self._on_grid(truth, _read_labels(task.inputs[1], None), task.inputs[1], notes)
+            prediction = self._on_grid(truth, _read_labels(reader, task.inputs[1], None), task.inputs[1], notes)
         found, counts = label_counts(truth.array, prediction.array, ignore_label=self.ignore_label)
         wanted = parameters["labels"]
         kept = (found > 0) & (np.isin(found, wanted) if wanted is not None else True)
@@ -133,6 +137,7 @@ class Evaluate(Operation):
             },
             ignore_label=self.ignore_label,
         )
+        notes += reader.notes()
         record = {
             "state": MEASURED if len(task.inputs) > 1 else NO_PREDICTION,
             "voxel_mm3": math.prod(truth.spacing_zyx),
@@ -140,10 +145,10 @@ class Evaluate(Operation):
             "counts": counts[kept].tolist(),
             "values": {name: numbers.tolist() for name, numbers in values.items()},
         }
-        missing = "has no prediction; counted as an empty one."
+        record, missing = reader.record(record), "has no prediction; counted as an empty one."
         if len(task.inputs) > 1:
             return Product(record, tuple(notes))
-        return Product(record, (missing,)) if self.allow_missing else Product(record, failure=missing)
+        return Product(record, (*notes, missing)) if self.allow_missing else Product(record, tuple(notes), missing)
 
     def finish(self, entries: Mapping[str, dict], ask: Ask) -> Iterable[Path]:
         # Tables of an earlier run in another format would else be left behind with old numbers.
@@ -228,8 +233,8 @@ def _label_files(source: Path, recursive: bool) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _read_labels(path: Path, ignore_label: int | None) -> Volume:
-    volume = read_volume(path)
+def _read_labels(reader: Reader, path: Path, ignore_label: int | None) -> Volume:
+    volume = reader.volume(path)
     array = volume.array
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
