@@ -12,6 +12,7 @@ ItkitError                 exit 1   something a user can understand went wrong
 │   └── UntrustedCheckpoint         it holds objects that could run code
 ├── TrainingError          exit 1   a run cannot go on (a loader worker died, the loss is not finite, ...)
 │   └── LostContact        exit 1   another process of the run was killed, hangs, or cannot be reached
+├── PredictionError        exit 1   a model cannot be applied (not enough memory, answers that are not finite, ...)
 ├── RunLocked              exit 1   another process works in the same work directory
 └── MissingDependency      exit 1   an optional package is not installed (names the extra)
 ```
@@ -87,6 +88,10 @@ class TrainingError(ItkitError):
 
 class LostContact(TrainingError):
     """Another process of the run was killed, hangs, or cannot be reached."""
+
+
+class PredictionError(ItkitError):
+    """A model cannot be applied to a volume."""
 
 
 class RunLocked(ItkitError):
