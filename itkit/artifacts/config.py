@@ -1,8 +1,7 @@
-"""Read the config of one model, with errors that name file and line, and apply what the command line changes."""
+"""Read the config of one model, with errors that name file and line."""
 
 from __future__ import annotations
 
-import ast
 import json
 import traceback
 from pathlib import Path
@@ -49,31 +48,6 @@ def load_config(experiment: Experiment, model: str, overrides: dict[str, Any] | 
                 f"--cfg-options {_as_text(overrides)}: does not fit the config of {path.name}: {error}"
             ) from error
     return config
-
-
-def parse_overrides(items: list[str] | None) -> dict[str, Any]:
-    """Turn ``k=v`` words into a dictionary.
-
-    A value is a Python literal where it reads as one (``3``, ``1e-3``, ``[1, 2]``, ``None``, ``true``), else a string.
-
-    Raises:
-        ConfigError: If a word has no ``=``.
-    """
-    result: dict[str, Any] = {}
-    for item in items or ():
-        key, separator, value = item.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"--cfg-options {item!r}: write key=value, e.g. optim_wrapper.optimizer.lr=1e-3")
-        result[key] = _literal(value)
-    return result
-
-
-def _literal(text: str) -> Any:
-    word = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(text.strip().lower(), text)
-    try:
-        return ast.literal_eval(word)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _as_text(overrides: dict[str, Any]) -> str:
