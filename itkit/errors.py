@@ -10,6 +10,7 @@ ItkitError                 exit 1   something a user can understand went wrong
 │   └── GeometryError      exit 1   the place in space of a volume is wrong or does not match its partner
 ├── CheckpointError        exit 1   a checkpoint is missing, damaged or of another model
 │   └── UntrustedCheckpoint         it holds objects that could run code
+├── ExportError            exit 1   a network has no ONNX graph, or its graph computes other numbers
 ├── TrainingError          exit 1   a run cannot go on (a loader worker died, the loss is not finite, ...)
 │   └── LostContact        exit 1   another process of the run was killed, hangs, or cannot be reached
 ├── PredictionError        exit 1   a model cannot be applied (not enough memory, answers that are not finite, ...)
@@ -80,6 +81,10 @@ class CheckpointError(ItkitError):
 
 class UntrustedCheckpoint(CheckpointError):
     """A checkpoint holds objects that could run code when they are loaded."""
+
+
+class ExportError(ItkitError):
+    """A network cannot be exported, or what was exported computes other numbers than the network."""
 
 
 class TrainingError(ItkitError):
