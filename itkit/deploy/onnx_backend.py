@@ -72,6 +72,11 @@ class OnnxBackend:
                     f"before and after the network; it was written by {metadata.producer_name or 'an unknown program'}. "
                     "Export it with itk_infer export, or give a recipe."
                 )
+            if checksum_of(content)[0] is None:
+                raise CheckpointError(
+                    f"{self.path}: carries a recipe and not the checksum that every export has; it is damaged, or another "
+                    "program has changed it. Export it again, or give a recipe."
+                )
             try:
                 recipe = Recipe.from_json(text)
             except ConfigError as error:
@@ -215,9 +220,8 @@ def _open(runtime: ModuleType, content: bytes, path: Path, device: str | None, t
     try:
         session = runtime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # ONNX Runtime has many types of error for what a file can be
-        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{path}: ONNX Runtime {runtime.__version__} cannot run it ({reason[:300]}). If it names an opset or IR version, "
+            f"{path}: ONNX Runtime {runtime.__version__} cannot run it ({_reason(error)}). If it names an opset or IR version, "
             "install a newer ONNX Runtime, or export again."
         ) from error
     if chosen != "cpu" and "CUDAExecutionProvider" not in session.get_providers():
@@ -228,6 +232,12 @@ def _open(runtime: ModuleType, content: bytes, path: Path, device: str | None, t
         warnings.warn("ONNX Runtime could not start CUDA; computing on the CPU.", stacklevel=3)
         chosen = "cpu"
     return session, chosen
+
+
+def _reason(error: Exception) -> str:
+    """What ONNX Runtime says, without its code number, the line of its source and the name of the function there."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    return re.sub(r"^/\S+:\d+ .*\) (?=[A-Z])", "", text)[:300].rstrip(". ")
 
 
 def _device(runtime: ModuleType, device: str | None) -> str:
