@@ -242,8 +242,8 @@ def _test_dataset(config: Config) -> Mapping[str, Any]:
     dataset = dataset_of(config, "test", "val")
     if dataset is None or dataset.get("pipeline") is None:
         raise ConfigError(
-            f"{config.filename}: neither test_dataloader nor val_dataloader has a dataset with a pipeline, so nobody knows how an "
-            "image becomes the network's input."
+            f"{config.filename}: neither test_dataloader nor val_dataloader has a dataset with a pipeline, so nobody knows how "
+            "an image becomes the network's input."
         )
     return dataset
 
