@@ -34,14 +34,18 @@ class Tool:
         name: As it is typed, e.g. ``"itk_orient"``; of a variant its own word, e.g. ``"format"``.
         summary: One line, without a full stop.
         operation: ``module:class`` of the `Operation` that does it; its fields are called as the parameters are.
-        parameters: What it takes, besides `RUN_PARAMETERS`.
+        parameters: What it takes, besides `RUN_PARAMETERS` (of an action: besides `ACTION_PARAMETERS`).
         description: Paragraphs for the help and the page; may be empty.
         examples: Pairs (command line, what it does).
         documents: Pairs (file in the destination, what it says), besides ``ledger.jsonl``.
-        variants: Ways of working that take different parameters, each chosen by its word; then `operation` is empty. One
-            that is called as a flag, e.g. ``"--compare"``, takes the place of the tool's own way where the flag is given.
+        variants: Ways of working that take different parameters, each chosen by its word. Where the tool has an own way
+            too (`operation`), the word must be the first; a variant that is called as a flag, e.g. ``"--compare"``, takes
+            the place of the own way wherever the flag is given.
         last_word: A parameter declared with count ``"?"`` that takes the last word of the line, although a flag with
             several values stands before it.
+        action: Of a way of working that is no run over cases: ``module:function`` that does it. The function takes the
+            parameters by name and ``say``, to be called with one line before a long step; it returns the lines for the
+            terminal and a document for ``--json``.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Tool:
     documents: tuple[tuple[str, str], ...] = ()
     variants: tuple[Tool, ...] = field(default=())
     last_word: str | None = None
+    action: str = ""
 
 
 TOOL_MODULES = {

@@ -15,6 +15,7 @@ import numpy as np
 from itkit._support.optional import require
 from itkit.deploy.recipe import Recipe
 from itkit.errors import CheckpointError, ConfigError, UsageError
+from itkit.ops.memory_errors import is_memory_error
 
 RECIPE_KEY = "itkit_recipe"
 """Metadata key of the recipe, as JSON."""
@@ -22,7 +23,6 @@ CHECKSUM_KEY = "itkit_sha256"
 """Metadata key of the SHA-256 of the file's bytes, with zeros in this value's own place."""
 _CHECKSUM = re.compile(CHECKSUM_KEY.encode() + rb"\x12\x40([0-9a-f]{64})")
 """How key and value stand in the file: tag and length of a field of 64 bytes come before the value."""
-_MEMORY_WORDS = ("bad_alloc", "failed to allocate memory", "out of memory", "bad allocation", "outofmemory")
 _TYPE = "tensor(float)"
 
 
@@ -120,8 +120,7 @@ class OnnxBackend:
 
     def is_memory_error(self, error: BaseException) -> bool:
         """Whether `error` says that memory could not be had, so that a smaller batch may succeed."""
-        words = str(error).lower()
-        return isinstance(error, MemoryError) or any(word in words for word in _MEMORY_WORDS)
+        return is_memory_error(error)
 
     def release_memory(self) -> None:
         """Let the next run give back what ONNX Runtime holds in reserve."""

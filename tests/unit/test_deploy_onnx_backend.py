@@ -154,7 +154,10 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         ("change", "reason"),
-        [({"opset": 9999}, "Opset 9999 is under"), ({"ir_version": 9999}, "Unsupported model IR version: 9999")],
+        [
+            ({"opset": 9999}, "ONNX Runtime only .*Opset 9999 is"),
+            ({"ir_version": 9999}, "Unsupported model IR version: 9999"),
+        ],
     )
     def test_operators_or_a_format_of_the_future(self, tmp_path, change, reason, monkeypatch):
         monkeypatch.setattr(onnx.checker, "check_model", lambda path: None)
@@ -171,9 +174,7 @@ class TestFiles:
         good = path.read_bytes()
         for at in np.random.default_rng(0).choice(len(good), 60, replace=False).tolist():
             path.write_bytes(good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
-            with pytest.raises(
-                CheckpointError, match=r"n\.onnx: (is damaged, or another program has changed it|ONNX Runtime)"
-            ):
+            with pytest.raises(CheckpointError, match=r"n\.onnx: (is damaged|carries|ONNX Runtime)"):
                 OnnxBackend(path, device="cpu")
         path.write_bytes(good[:-20])
         with pytest.raises(CheckpointError, match=r"n\.onnx: (is damaged|ONNX Runtime)"):
