@@ -70,6 +70,7 @@ TOOL_MODULES = {
     "itk_combine": "itkit.cli.tools.combine",
     "itk_convert": "itkit.cli.tools.convert",
     "itk_evaluate": "itkit.cli.tools.evaluate",
+    "itk_infer": "itkit.cli.tools.infer",
 }
 """Tool -> module whose `TOOL` declares it; only the one that is asked for is imported."""
 
@@ -83,11 +84,10 @@ SUMMARIES = {
     "itk_combine": "make one label map of several, by rules",
     "itk_convert": "change the file format or the layout of a dataset, there and back",
     "itk_evaluate": "measure predicted label maps against true ones, or compare methods",
+    "itk_infer": "predict label maps with a trained model",
 }
 
-PLANNED = {
-    "itk_infer": "predict label maps with a trained model (planned: it says so and ends)",
-}
+PLANNED: dict[str, str] = {}
 """Tools that have a name and nothing behind it yet."""
 
 OTHER_COMMANDS = (
@@ -118,9 +118,7 @@ def load_tool(name: str) -> Tool:
         UsageError: If there is none, or it is only planned.
     """
     if name in PLANNED:
-        raise UsageError(
-            f"{name} is planned and not built yet. mmrun ... --test predicts the test cases of an experiment."
-        )
+        raise UsageError(f"{name} is planned and not built yet.")
     if name not in TOOL_MODULES:
         raise UsageError(
             f"{name!r} is no data tool; found {', '.join(TOOL_MODULES)}.{did_you_mean(name, TOOL_MODULES)}"

@@ -10,7 +10,7 @@ import numpy as np
 from itkit.deploy.backends import Backend
 from itkit.deploy.recipe import Recipe
 from itkit.errors import ConfigError
-from itkit.ops.window_sums import activated
+from itkit.ops.window_means import activated
 
 _ALIKE = (
     "channels",

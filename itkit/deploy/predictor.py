@@ -23,7 +23,7 @@ from itkit.measures.confidence import CaseConfidence, ConfidenceSums, inverse_en
 from itkit.measures.postprocessing import parse_steps, postprocess
 from itkit.ops.largest_class import labels_of_scores
 from itkit.ops.window_stream import Slab, stream_windows
-from itkit.ops.window_sums import activated
+from itkit.ops.window_means import activated
 
 if TYPE_CHECKING:
     from itkit.experiment.names import Roots
@@ -266,10 +266,11 @@ class Predictor:
 
     # ------------------------------------------------------------------ stages
 
-    def prepare(self, volume: Any) -> Case:
-        """Read a volume and preprocess it. Arguments and errors as for a call."""
+    def prepare(self, volume: Any, *, name: str | None = None) -> Case:
+        """Read a volume and preprocess it. Arguments and errors as for a call; messages call it `name`."""
         started = self._clock()
-        volume, name = _read(volume)
+        volume, path = _read(volume)
+        name = name or path
         case = Case(volume, None, notes=[note.rstrip(".") for note in volume.notes])
         case.seconds["read"] += self._clock() - started
         with self._timed(case, "preprocess"):
