@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -252,7 +253,11 @@ class Infer(Operation):
             predictor = self._predictor
         reader = Reader(self.fix_geometry)
         name = os.fspath(task.inputs[0])
-        case = predictor.prepare(self._volume(task, reader), name=name)
+        started = time.perf_counter()
+        volume = self._volume(task, reader)
+        read_s = time.perf_counter() - started
+        case = predictor.prepare(volume, name=name)
+        case.seconds["read"] += read_s
         logits = None
         if self.save_logits:
             base, stem = Path(self.destination), task.outputs[0]
@@ -269,9 +274,11 @@ class Infer(Operation):
                 progress=lambda done, total: stage.require_wanted(),
             )
         prediction = predictor.finish(case)
+        started = time.perf_counter()
         notes = [*reader.notes(), *prediction.notes, *self._write(task, stage, prediction, predictor)]
         if prediction.confidence_map is not None:
             write_volume(stage.path(task.outputs[1]), prediction.confidence_map)
+        prediction.seconds["write"] += time.perf_counter() - started
         return Product(reader.record(_record(prediction, predictor.recipe.classes)), tuple(notes))
 
     def _volume(self, task: Task, reader: Reader) -> Volume:

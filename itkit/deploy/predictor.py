@@ -22,13 +22,13 @@ from itkit.io.volumes import Volume, from_image, read_volume
 from itkit.measures.confidence import CaseConfidence, ConfidenceSums, inverse_entropy
 from itkit.measures.postprocessing import parse_steps, postprocess
 from itkit.ops.largest_class import labels_of_scores
-from itkit.ops.window_stream import Slab, stream_windows
 from itkit.ops.window_means import activated
+from itkit.ops.window_stream import Slab, stream_windows
 
 if TYPE_CHECKING:
     from itkit.experiment.names import Roots
 
-STAGES = ("read", "preprocess", "network", "windows", "resample", "labels", "postprocess")
+STAGES = ("read", "preprocess", "network", "windows", "resample", "labels", "postprocess", "write")
 """Where the time of a prediction goes, in its order. ``windows``: cutting them out and adding the answers up."""
 
 
@@ -327,7 +327,8 @@ class Predictor:
                             targets[1][box] = sure
                         if confidence:
                             sums.add(labels, sure)
-                if logits is not None:
+            if logits is not None:
+                with self._timed(case, "write"):
                     logits.write(_box_before(box, prepared), turn.back(self._as_logits(scores)))
         case.confidence = None if sums is None else sums.result()
         case.prepared = None
@@ -378,9 +379,8 @@ class Predictor:
             if slab is None:
                 return
             box = [slice(None)] * 3
-            box[axis] = slice(slab.start, slab.stop)
-            if slab.rows is not None:
-                box[others[0]] = slice(*slab.rows)
+            for place, part in zip((axis, *others), slab.place, strict=True):
+                box[place] = part
             scores = np.moveaxis(self.backend.to_numpy(slab.scores), 1, 1 + axis)
             yield tuple(box), scores
 

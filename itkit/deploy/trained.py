@@ -29,7 +29,7 @@ from itkit.io.windows import axis_triple
 from itkit.measures.postprocessing import check_steps
 from itkit.ops.input_channels import channels_of
 from itkit.process.documents import META_NAME
-from itkit.registry import MODELS, SCOPE
+from itkit.registry import DATASETS, MODELS, SCOPE
 
 
 @dataclass(frozen=True)
@@ -265,16 +265,46 @@ def _flip_axes(flip_axes: Sequence[Any], is_2d: bool) -> tuple:
     )
 
 
-def _class_names(config: Config, dataset: Mapping[str, Any], count: int) -> tuple[str, ...]:
+def class_names(config: Config) -> tuple[str, ...] | None:
+    """Return the names of the classes that the config's dataset tells, background first; None if it does not."""
+    return _names_of(_test_dataset(config))
+
+
+def validation_cases(config: Config) -> list[tuple[str, str, str | None]]:
+    """Return case id, image and label (None without one) of the cases that the config's validation uses.
+
+    Raises:
+        ConfigError: If there is no validation, or its dataset cannot be built.
+        DataError: If the data are not here.
+    """
+    loader = config.get("val_dataloader")
+    if loader is None:
+        raise ConfigError(f"{config.filename}: defines no val_dataloader, so there are no validation cases.")
+    with DefaultScope.overwrite_default_scope(config.get("default_scope") or SCOPE):
+        dataset = DATASETS.build({**loader["dataset"], "pipeline": []})
+    dataset.full_init()
+    found: dict[str, tuple[str, str, str | None]] = {}
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        found.setdefault(info["case_id"], (info["case_id"], info["img_path"], info.get("seg_map_path")))
+    return list(found.values())
+
+
+def _names_of(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
     names = dataset.get("classes") or (dataset.get("metainfo") or {}).get("classes")
     if names is None and dataset.get("data_root") is not None:
         with contextlib.suppress(ItkitError, OSError, ValueError, KeyError, TypeError):
             names = json.loads((data_path(dataset["data_root"]) / META_NAME).read_text(encoding="utf-8"))["classes"]
+    return None if names is None else tuple(str(name) for name in names)
+
+
+def _class_names(config: Config, dataset: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    names = _names_of(dataset)
     if names is None:
         return ("background", *(f"class_{number}" for number in range(1, count)))
     if len(names) != count:
         raise ConfigError(f"{config.filename}: the model tells {count} classes apart, the dataset names {len(names)}.")
-    return tuple(str(name) for name in names)
+    return names
 
 
 def _post_of_run(trained: Trained, num_classes: int) -> list[dict[str, Any]]:
