@@ -10,8 +10,10 @@ ItkitError                 exit 1   something a user can understand went wrong
 │   └── GeometryError      exit 1   the place in space of a volume is wrong or does not match its partner
 ├── CheckpointError        exit 1   a checkpoint is missing, damaged or of another model
 │   └── UntrustedCheckpoint         it holds objects that could run code
+├── ExportError            exit 1   a network has no ONNX graph, or its graph computes other numbers
 ├── TrainingError          exit 1   a run cannot go on (a loader worker died, the loss is not finite, ...)
 │   └── LostContact        exit 1   another process of the run was killed, hangs, or cannot be reached
+├── PredictionError        exit 1   a model cannot be applied (not enough memory, answers that are not finite, ...)
 ├── RunLocked              exit 1   another process works in the same work directory
 └── MissingDependency      exit 1   an optional package is not installed (names the extra)
 ```
@@ -81,12 +83,20 @@ class UntrustedCheckpoint(CheckpointError):
     """A checkpoint holds objects that could run code when they are loaded."""
 
 
+class ExportError(ItkitError):
+    """A network cannot be exported, or what was exported computes other numbers than the network."""
+
+
 class TrainingError(ItkitError):
     """A run cannot go on."""
 
 
 class LostContact(TrainingError):
     """Another process of the run was killed, hangs, or cannot be reached."""
+
+
+class PredictionError(ItkitError):
+    """A model cannot be applied to a volume."""
 
 
 class RunLocked(ItkitError):

@@ -41,6 +41,9 @@ VISUALIZERS = _child("visualizer", root.VISUALIZERS, "itkit.mm.visualization")
 VISBACKENDS = _child("vis_backend", root.VISBACKENDS, "itkit.mm.visualization")
 LOG_PROCESSORS = _child("log_processor", root.LOG_PROCESSORS, "itkit.mm.visualization")
 
+EXPORTERS = Registry("exporter", scope=SCOPE, locations=["itkit.deploy.trained_export"])
+"""What `mmrun --export` can write: the engine asks by name, as it and prediction do not know each other."""
+
 
 class LibraryRegistry(Registry):
     """A registry scope whose names are the public classes of another library's modules.

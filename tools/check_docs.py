@@ -99,7 +99,8 @@ def check_commands(text: str) -> list[str]:
                     problems.append(f"mmrun refuses: {line}")
         elif words[0] in TOOL_MODULES:
             try:
-                tool_parser(by_flag(load_tool(words[0]), words)).parse_args(words[1:])
+                rest = words[1:]
+                tool_parser(by_flag(load_tool(words[0]), rest)).parse_args(rest)
             except SystemExit as stop:
                 if stop.code:
                     problems.append(f"{words[0]} refuses: {line}")

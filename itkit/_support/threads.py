@@ -15,10 +15,21 @@ ONE_THREAD = dict.fromkeys(
 """Environment in which libraries use one thread, so that as many processes as cores use the cores."""
 
 
+_preferred: set[str] = set()
+
+
 def prefer_one_thread() -> None:
     """Let libraries that are loaded from now on use one thread, unless the user's environment says otherwise."""
     for name, value in ONE_THREAD.items():
-        os.environ.setdefault(name, value)
+        if name not in os.environ:
+            os.environ[name] = value
+            _preferred.add(name)
+
+
+def asked_threads() -> int | None:
+    """Return how many threads the user's own environment asks for (``OMP_NUM_THREADS``); None where it does not say."""
+    text = "" if "OMP_NUM_THREADS" in _preferred else os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(text) if text.isdigit() and int(text) > 0 else None
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from itkit import __version__
 from itkit._support.threads import prefer_one_thread
-from itkit.cli.parameters import RUN_PARAMETERS
+from itkit.cli.parameters import ACTION_PARAMETERS, RUN_PARAMETERS
 from itkit.cli.table import PLANNED, TOOL_MODULES, Tool, load_tool
 from itkit.errors import ItkitError, UsageError
 
@@ -32,11 +32,16 @@ exit codes
 A second run does only what is missing, failed, or stale (its input or a parameter changed); see ledger.jsonl.
 """
 
+ACTION_EXIT_CODES = """
+exit codes
+  0 done   1 failed, with the reason   2 usage   130, 143 interrupted, terminated
+"""
+
 
 def build_parser(tool: Tool) -> argparse.ArgumentParser:
     """Return the argument parser of a tool."""
     parser = _parser(tool, prog=tool.name)
-    if not tool.operation:
+    if not (tool.operation or tool.action):
         below = parser.add_subparsers(dest="variant", required=True, metavar="WHAT", title="what")
         for variant in tool.variants:
             made = below.add_parser(variant.name, help=variant.summary, **_texts(variant))
@@ -66,7 +71,7 @@ def _texts(tool: Tool) -> dict[str, Any]:
         )
     return {
         "description": tool.summary[0].upper() + tool.summary[1:] + ".\n\n" + "\n\n".join(lines),
-        "epilog": epilog + EXIT_CODES,
+        "epilog": epilog + (ACTION_EXIT_CODES if tool.action else EXIT_CODES),
         "formatter_class": argparse.RawDescriptionHelpFormatter,
         "allow_abbrev": False,
     }
@@ -77,7 +82,7 @@ def _fill(parser: argparse.ArgumentParser, tool: Tool) -> None:
     for parameter in tool.parameters:
         parameter.add_to(parser)
     how = parser.add_argument_group("how it is run (the results do not depend on it)")
-    for parameter in RUN_PARAMETERS:
+    for parameter in ACTION_PARAMETERS if tool.action else RUN_PARAMETERS:
         parameter.add_to(how)
 
 
@@ -101,7 +106,7 @@ def run_tool(name: str, words: Sequence[str] | None = None) -> int:
     chosen = next((variant for variant in tool.variants if variant.name == options.get("variant")), tool)
     try:
         with _sigterm_is_heard():
-            return _run(name, chosen, options)
+            return _act(chosen, options) if chosen.action else _run(name, chosen, options)
     except ItkitError as error:
         return _refused(name, str(error), error.exit_code, options)
     except BrokenPipeError:
@@ -150,9 +155,12 @@ def _refused(name: str, message: str, code: int, options: dict[str, Any]) -> int
 
 
 def by_flag(tool: Tool, words: list[str]) -> Tool:
-    """Return the variant whose flag is among `words`, and take the flag out of them; the tool itself if there is none."""
+    """Return the variant whose flag is among `words`, or whose word comes first where the tool has an own way too, and take
+    it out of them; the tool itself if there is none.
+    """
     for variant in tool.variants:
-        if variant.name.startswith("-") and variant.name in words:
+        flag = variant.name.startswith("-") and variant.name in words
+        if flag or (tool.operation and words[:1] == [variant.name]):
             words.remove(variant.name)
             return replace(variant, name=f"{tool.name} {variant.name}")
     return tool
@@ -172,16 +180,16 @@ def _run(name: str, tool: Tool, options: dict[str, Any]) -> int:
     from itkit.cli.progress import case_progress
     from itkit.process.execution import RunOptions, Shard, run_operation
 
+    module, _, kind = tool.operation.partition(":")
+    operation = getattr(importlib.import_module(module), kind)(
+        **{parameter.name: options[parameter.name] for parameter in tool.parameters}
+    )
     how = RunOptions(
-        workers=options["workers"] or (None if options["mp"] else 1),
+        workers=options["workers"] or (None if options["mp"] else operation.processes),
         overwrite=options["overwrite"],
         dry_run=options["dry_run"],
         shard=None if options["shard"] is None else Shard.parse(options["shard"]),
         scheduler=options["scheduler"],
-    )
-    module, _, kind = tool.operation.partition(":")
-    operation = getattr(importlib.import_module(module), kind)(
-        **{parameter.name: options[parameter.name] for parameter in tool.parameters}
     )
     with case_progress(name, quiet=options["quiet"]) as progress, warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", UserWarning)
@@ -223,6 +231,26 @@ def _run(name: str, tool: Tool, options: dict[str, Any]) -> int:
             sys.stdout.write(f"  to do   {case_id}: {summary.why[case_id]}\n")
     _tell(name, place, summary, how, quiet=options["quiet"])
     return summary.exit_code
+
+
+def _act(tool: Tool, options: dict[str, Any]) -> int:
+    """Do what is no run over cases, and say what came of it."""
+    module, _, function = tool.action.partition(":")
+    hint = (lambda line: None) if options["quiet"] else lambda line: say(f"{tool.name}: {line}")
+    values = {parameter.name: options[parameter.name] for parameter in tool.parameters}
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", UserWarning)
+        lines, document = getattr(importlib.import_module(module), function)(
+            **values, overwrite=options["overwrite"], say=hint
+        )
+    hints = list(dict.fromkeys(str(warning.message) for warning in heard if warning.category is UserWarning))
+    for text in hints:
+        say(f"{tool.name}: {text}")
+    if options["json"]:
+        _write_json({"tool": tool.name, "itkit": __version__, **document, "hints": hints, "exit_code": 0})
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+    return 0
 
 
 def _tell(name: str, place: str, summary: RunSummary, how: RunOptions, *, quiet: bool) -> None:

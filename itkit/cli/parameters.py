@@ -132,7 +132,9 @@ RECURSIVE = Parameter(("-r", "--recursive"), "look into subfolders; their layout
 
 RUN_PARAMETERS = (
     Parameter(("--mp",), "work in several processes, as many as cores and memory allow", "flag"),
-    Parameter(("--workers",), "number of processes; implies --mp", "positive", metavar="N"),
+    Parameter(
+        ("--workers", "--num-proc"), "number of processes; implies --mp", "positive", metavar="N", field="workers"
+    ),
     Parameter(
         ("--shard",),
         "do the I-th of N parts of the cases, e.g. one for each task of a Slurm array; the part that ends last writes the "
@@ -151,3 +153,10 @@ RUN_PARAMETERS = (
     Parameter(("-q", "--quiet"), "no progress and no notes; failures and the last line only", "flag"),
 )
 """What every tool takes about how it is run; none of it changes the results."""
+
+ACTION_PARAMETERS = (
+    Parameter(("--overwrite",), "replace what is there", "flag"),
+    Parameter(("--json",), "one JSON document on stdout; everything else goes to stderr", "flag"),
+    Parameter(("-q", "--quiet"), "say nothing but the result, and what failed", "flag"),
+)
+"""What a way of working takes that is no run over cases."""

@@ -34,14 +34,18 @@ class Tool:
         name: As it is typed, e.g. ``"itk_orient"``; of a variant its own word, e.g. ``"format"``.
         summary: One line, without a full stop.
         operation: ``module:class`` of the `Operation` that does it; its fields are called as the parameters are.
-        parameters: What it takes, besides `RUN_PARAMETERS`.
+        parameters: What it takes, besides `RUN_PARAMETERS` (of an action: besides `ACTION_PARAMETERS`).
         description: Paragraphs for the help and the page; may be empty.
         examples: Pairs (command line, what it does).
         documents: Pairs (file in the destination, what it says), besides ``ledger.jsonl``.
-        variants: Ways of working that take different parameters, each chosen by its word; then `operation` is empty. One
-            that is called as a flag, e.g. ``"--compare"``, takes the place of the tool's own way where the flag is given.
+        variants: Ways of working that take different parameters, each chosen by its word. Where the tool has an own way
+            too (`operation`), the word must be the first; a variant that is called as a flag, e.g. ``"--compare"``, takes
+            the place of the own way wherever the flag is given.
         last_word: A parameter declared with count ``"?"`` that takes the last word of the line, although a flag with
             several values stands before it.
+        action: Of a way of working that is no run over cases: ``module:function`` that does it. The function takes the
+            parameters by name and ``say``, to be called with one line before a long step; it returns the lines for the
+            terminal and a document for ``--json``.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Tool:
     documents: tuple[tuple[str, str], ...] = ()
     variants: tuple[Tool, ...] = field(default=())
     last_word: str | None = None
+    action: str = ""
 
 
 TOOL_MODULES = {
@@ -65,6 +70,7 @@ TOOL_MODULES = {
     "itk_combine": "itkit.cli.tools.combine",
     "itk_convert": "itkit.cli.tools.convert",
     "itk_evaluate": "itkit.cli.tools.evaluate",
+    "itk_infer": "itkit.cli.tools.infer",
 }
 """Tool -> module whose `TOOL` declares it; only the one that is asked for is imported."""
 
@@ -78,11 +84,10 @@ SUMMARIES = {
     "itk_combine": "make one label map of several, by rules",
     "itk_convert": "change the file format or the layout of a dataset, there and back",
     "itk_evaluate": "measure predicted label maps against true ones, or compare methods",
+    "itk_infer": "predict label maps with a trained model",
 }
 
-PLANNED = {
-    "itk_infer": "predict label maps with a trained model (planned: it says so and ends)",
-}
+PLANNED: dict[str, str] = {}
 """Tools that have a name and nothing behind it yet."""
 
 OTHER_COMMANDS = (
@@ -113,9 +118,7 @@ def load_tool(name: str) -> Tool:
         UsageError: If there is none, or it is only planned.
     """
     if name in PLANNED:
-        raise UsageError(
-            f"{name} is planned and not built yet. mmrun ... --test predicts the test cases of an experiment."
-        )
+        raise UsageError(f"{name} is planned and not built yet.")
     if name not in TOOL_MODULES:
         raise UsageError(
             f"{name!r} is no data tool; found {', '.join(TOOL_MODULES)}.{did_you_mean(name, TOOL_MODULES)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +24,54 @@ _LETTERS = {1: "LPS", -1: "RAI"}
 _AXES = {letter: (axis, sign) for sign, letters in _LETTERS.items() for axis, letter in enumerate(letters)}
 
 
+@dataclass(frozen=True)
+class Turning:
+    """How the axes of an array become those of the same volume in another orientation.
+
+    Attributes:
+        axes_zyx: For each new axis (Z, Y, X), the number of the old one: 0 Z, 1 Y, 2 X.
+        flipped_zyx: For each new axis, whether it runs the other way.
+    """
+
+    axes_zyx: tuple[int, int, int] = (0, 1, 2)
+    flipped_zyx: tuple[bool, bool, bool] = (False, False, False)
+
+    def turned(self, array: np.ndarray) -> np.ndarray:
+        """Return a view of an array (..., Z, Y, X) with the new axes; writing into it writes into `array`."""
+        lead = array.ndim - 3
+        flips = tuple(slice(None, None, -1 if flipped else None) for flipped in self.flipped_zyx)
+        return array.transpose(*range(lead), *(lead + axis for axis in self.axes_zyx))[(..., *flips)]
+
+    def back(self, array: np.ndarray) -> np.ndarray:
+        """Return a view of an array with the new axes that has the old ones."""
+        lead = array.ndim - 3
+        flips = tuple(slice(None, None, -1 if flipped else None) for flipped in self.flipped_zyx)
+        order = [self.axes_zyx.index(axis) for axis in range(3)]
+        return array[(..., *flips)].transpose(*range(lead), *(lead + axis for axis in order))
+
+    def followed_by(self, other: Turning) -> Turning:
+        """Return the turning that does this one first, then `other`."""
+        return Turning(
+            tuple(self.axes_zyx[axis] for axis in other.axes_zyx),
+            tuple(
+                self.flipped_zyx[axis] != flipped
+                for axis, flipped in zip(other.axes_zyx, other.flipped_zyx, strict=True)
+            ),
+        )
+
+
+def turning(grid: Volume | VolumeHeader | Geometry, code: str) -> Turning:
+    """Return how `reorient` turns the array of a volume on `grid`.
+
+    Raises:
+        UsageError: If `code` is none of the 48.
+    """
+    require_code(code)
+    order, flipped = _order_and_flips(grid.geometry, code)
+    # Array axis 2 - k is index axis k.
+    return Turning(tuple(2 - order[k] for k in (2, 1, 0)), tuple(flipped[k] for k in (2, 1, 0)))
+
+
 def reorient(volume: Volume, code: str) -> Volume:
     """Return `volume` with its axes permuted and flipped so that they point nearest to `code`.
 
@@ -38,14 +87,8 @@ def reorient(volume: Volume, code: str) -> Volume:
     Raises:
         UsageError: If `code` is none of the 48.
     """
-    require_code(code)
-    order, flipped = _order_and_flips(volume, code)
-    axes = tuple(range(volume.array.ndim - 3))
-    # Array axis 3 - 1 - k (from the end) is index axis k.
-    axes += tuple(len(axes) + 2 - order[k] for k in (2, 1, 0))
-    flips = (slice(None),) * (len(axes) - 3) + tuple(slice(None, None, -1 if flipped[k] else None) for k in (2, 1, 0))
     grid = reoriented_geometry(volume.geometry, code)
-    array = np.array(volume.array.transpose(axes)[flips], order="C", copy=True)
+    array = np.array(turning(volume, code).turned(volume.array), order="C", copy=True)
     return Volume(array, grid.spacing_zyx, grid.origin_xyz, grid.direction_xyz)
 
 

@@ -94,13 +94,23 @@ def _filtered(labels, classes, connectivity, choose) -> np.ndarray:
     """Set to 0 the pieces of each class that `choose` (sizes -> bool, entry 0 is the outside) does not keep."""
     labels = np.asarray(labels)
     result = labels.copy()
-    for label in np.unique(labels) if classes is None else classes:
-        if label == 0:
+    places = _places(labels)
+    for label in places if classes is None else classes:
+        if label == 0 or label not in places:
             continue
-        numbered, sizes = components(labels == label, connectivity=connectivity)
+        inside = labels[places[label]] == label
+        numbered, sizes = components(inside, connectivity=connectivity)
         if len(sizes) > 1:
             keep = choose(sizes)
             keep[0] = True
             if not keep.all():
-                result[~keep[numbered]] = 0
+                result[places[label]][~keep[numbered]] = 0
     return result
+
+
+def _places(labels: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """Return each value but 0 with the smallest box that holds it."""
+    if labels.dtype.kind in "iu" and labels.size and int(labels.min()) >= 0 and int(labels.max()) < 1 << 16:
+        found = ndimage.find_objects(labels.astype(np.int32, copy=False))
+        return {number: box for number, box in enumerate(found, 1) if box is not None}
+    return {value: (slice(None),) * labels.ndim for value in np.unique(labels).tolist() if value != 0}

@@ -5,13 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import pickle
 import random
-import re
 import shutil
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,14 +16,11 @@ import torch
 
 from itkit._support.files import flush_folder, replace_when_complete
 from itkit._support.transient import retrying
-from itkit.errors import CheckpointError, UntrustedCheckpoint
+from itkit.artifacts.checkpoint import load, sha256
+
+__all__ = ["copy_file", "copy_to_keep", "frozen", "load", "plain", "random_state", "save", "set_random_state", "sha256"]
 
 _BLOCK = 1 << 20
-_UNREADABLE = (
-    EOFError, RuntimeError, OSError, LookupError, ValueError, TypeError, OverflowError, MemoryError,
-    zipfile.BadZipFile, zlib.error, struct.error,
-)  # fmt: skip
-"""What reading a file with some wrong bits can raise, besides what pickle does (seen by flipping bits at random)."""
 
 
 def save(checkpoint: dict[str, Any], path: Path, *, say: Callable[[str], None] | None = None) -> str:
@@ -129,64 +121,6 @@ def _to_disk(stream: BinaryIO) -> None:
 def _require_same(temporary: Path, expected: str, path: Path) -> None:
     if sha256(temporary) != expected:
         raise OSError(errno.EIO, "what is read back is not what was written", str(path))
-
-
-def load(
-    path: Path, map_location: Any = "cpu", *, sha256_expected: str | None = None, trusted: bool = False
-) -> dict[str, Any]:
-    """Return the checkpoint at `path`, reading tensors and plain data only (``weights_only=True``).
-
-    Args:
-        path: The file.
-        map_location: As in ``torch.load``.
-        sha256_expected: The checksum recorded when it was written; None compares the checksums inside the file.
-        trusted: Read Python objects too, which can run code of whoever wrote the file.
-
-    Raises:
-        CheckpointError: If the file is missing, empty, truncated or altered.
-        UntrustedCheckpoint: If it holds objects that could run code, and is not `trusted`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint.")
-    try:
-        retrying(lambda: _require_whole(path, sha256_expected))
-        return torch.load(path, map_location=map_location, weights_only=not trusted)
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if name is None:
-            raise CheckpointError(f"{path}: is damaged, or is no checkpoint.") from error
-        raise UntrustedCheckpoint(
-            f"{path}: holds Python objects ({name[1]}) beside tensors and plain data, and loading them could run foreign "
-            "code. If you trust its origin: --trust-checkpoint."
-        ) from error
-    except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"{path}: holds objects of a package that is not here ({error}).") from error
-    except _UNREADABLE as error:
-        raise CheckpointError(
-            f"{path}: is damaged or incomplete ({' '.join(str(error).split())[:200] or 'it ends too early'})."
-        ) from error
-
-
-def _require_whole(path: Path, sha256_expected: str | None) -> None:
-    """Raise if a file is not the one that was recorded, or, without a record, if it contradicts itself."""
-    if sha256_expected:
-        if sha256(path) != sha256_expected:
-            raise CheckpointError(f"{path}: is damaged (its checksum is not the one recorded when it was written).")
-    elif zipfile.is_zipfile(path):  # PyTorch itself does not look at these checksums
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken:
-            raise CheckpointError(f"{path}: is damaged (the checksum of its part {broken} is wrong).")
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as a hexadecimal word."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def plain(value: Any) -> Any:

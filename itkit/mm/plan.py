@@ -16,6 +16,7 @@ from mmengine.registry import DefaultScope
 from itkit import registry
 from itkit.errors import ConfigError
 from itkit.mm.preparation import ENGINE_HOOKS
+from itkit.ops.input_channels import channels_of
 
 
 def build_on_meta(cfg: Config) -> torch.nn.Module:
@@ -72,18 +73,6 @@ def patch_of(cfg: Config) -> tuple[int, ...] | None:
         if k in ("size", "patch_size", "crop_size") and _is_size(v)
     ]
     return tuple(sizes[-1]) if sizes else None
-
-
-def channels_of(model: torch.nn.Module) -> int:
-    """Return the input channels of the first convolution or linear layer of a model; 1 if it has neither."""
-    stated = getattr(getattr(model, "backbone", model), "in_channels", None)
-    if isinstance(stated, int):
-        return stated
-    for module in model.modules():
-        width = getattr(module, "in_channels", None) or getattr(module, "in_features", None)
-        if isinstance(width, int):
-            return width
-    return 1
 
 
 def describe_plan(cfg: Config) -> str:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from itkit._support.files import write_text
 from itkit._support.resources import cpu_seconds
-from itkit._support.suggestions import nearest
+from itkit.artifacts.checkpoint import bare_weights, weight_differences
 from itkit.errors import CheckpointError, ConfigError
 from itkit.experiment.state import RunState
 from itkit.mm import checkpoints, resuming
@@ -306,7 +306,7 @@ class ExperimentRunner(Runner):
             path, map_location, sha256_expected=sha256_expected, trusted=self.trust_checkpoint
         )
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        self.load_weights(checkpoint.get("state_dict", checkpoint), filename, strict=strict)
+        self.load_weights(bare_weights(checkpoint), filename, strict=strict)
         self._has_loaded = True
         step = checkpoint.get("meta", {}).get("iter") if isinstance(checkpoint.get("meta"), dict) else None
         try:
@@ -329,15 +329,12 @@ class ExperimentRunner(Runner):
             CheckpointError: If `strict` and something does not fit.
         """
         own = unwrap(self.model).state_dict()
-        weights = {k.removeprefix("module."): v for k, v in weights.items()}
-        missing = [k for k in own if k not in weights]
-        unexpected = [k for k in weights if k not in own]
-        shapes = [k for k in own if k in weights and _shape(own[k]) != _shape(weights[k])]
-        if (missing or unexpected or shapes) and strict:
-            raise CheckpointError(
-                f"{where}: is of another model. {_differences(own, weights, missing, unexpected, shapes)}"
-            )
-        load_model_state(self.model, {k: v for k, v in weights.items() if k in own and k not in shapes}, strict=False)
+        weights = bare_weights(weights)
+        differences = weight_differences(own, weights)
+        if differences and strict:
+            raise CheckpointError(f"{where}: is of another model. {differences}")
+        fitting = {k: v for k, v in weights.items() if k in own and not weight_differences({k: own[k]}, {k: v})}
+        load_model_state(self.model, fitting, strict=False)
 
     # ---- saving ----
 
@@ -449,24 +446,6 @@ def _is_for_the_terminal(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(
         ("Exp name", "Iter(train)", "Epoch(train)", "Iter(val)", "Epoch(val)", "Iter(test)", "Epoch(test)")
     )
-
-
-def _shape(value: Any) -> Any:
-    return getattr(value, "shape", None)
-
-
-def _differences(own: dict, weights: dict, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
-    parts = []
-    if missing:
-        parts.append(f"missing {len(missing)} ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})")
-    if unexpected:
-        near = nearest(unexpected[0], missing, count=1)
-        parts.append(
-            f"unexpected {len(unexpected)} ({', '.join(unexpected[:3])})" + (f", nearest {near[0]}" if near else "")
-        )
-    for key in shapes[:3]:
-        parts.append(f"{key} has shape {tuple(weights[key].shape)}, the model wants {tuple(own[key].shape)}")
-    return "; ".join(parts) + "."
 
 
 def require_training_parts(cfg: Config) -> None:

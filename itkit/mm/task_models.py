@@ -356,12 +356,19 @@ class SemanticSegment(BaseModel):
 
         return mirrored_inference(forward, x, config.flip_axes, average="logits")  # the mean of what `_infer` gives
 
-    def _infer(self, x: Tensor) -> Tensor:
-        """Return what is averaged, float32 logits or probabilities, of one batch of windows or whole images."""
+    def window_logits(self, x: Tensor) -> Tensor:
+        """Return the logits (B, num_classes, ...) of one batch of windows or whole images, in the type that `use_half` gives.
+
+        On a CPU a small volume alone goes through the network twice, which is quicker, see `SMALL_VOLUME_VOX`.
+        """
         alone = len(x) == 1 and x.ndim == 5 and x.device.type == "cpu" and x[0, 0].numel() <= SMALL_VOLUME_VOX
         with self._precision(x.device):
             logits = self._outputs(self.backbone(x.repeat(2, 1, 1, 1, 1) if alone and not self.training else x), x)[0]
-        logits = logits[: len(x)].float()
+        return logits[: len(x)]
+
+    def _infer(self, x: Tensor) -> Tensor:
+        """Return what is averaged, float32 logits or probabilities, of one batch of windows or whole images."""
+        logits = self.window_logits(x).float()
         if not self.inference_config.averages_probabilities:
             return logits
         return logits.sigmoid() if self.num_classes == 1 else logits.softmax(1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from itkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AVERAGES = ("logits", "probabilities")
 
@@ -40,6 +41,8 @@ def mirrored_inference(
     Raises:
         ConfigError: If an axis does not exist, or `average` is unknown.
     """
+    import torch
+
     if average not in AVERAGES:
         raise ConfigError(f"average {average!r} of mirrored inference is unknown; choose one of {', '.join(AVERAGES)}.")
     groups = mirror_groups(flip_axes, inputs.ndim - 2)

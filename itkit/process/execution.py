@@ -169,6 +169,9 @@ def _present(operation: Operation) -> Iterator[Presence]:
 
 def _work(agenda: Agenda, options: RunOptions, several: bool) -> int:
     """Do the cases, here, in worker processes, or on a cluster; return the number of processes."""
+    cases = agenda.remaining
+    if cases:
+        agenda.operation.begin(here=options.scheduler is None and not (several and cases > 1))
     if options.scheduler:
         from itkit.process.cluster import Cluster
 
@@ -183,6 +186,12 @@ def _work(agenda: Agenda, options: RunOptions, several: bool) -> int:
         if workers > 1:
             Pool(agenda, workers).run()
             return workers
+    at_once = min(agenda.operation.overlapped, cases)
+    if at_once > 1:
+        from itkit.process.overlapping import Overlap
+
+        Overlap(agenda, at_once).run()
+        return 1
     while True:
         while (order := agenda.next()) is not None:
             outcome = agenda.bench.perform(order)

@@ -51,6 +51,10 @@ class Product:
     failure: str | None = None
 
 
+class Abandoned(BaseException):
+    """The run has been stopped: whatever works on a case ends, and nothing is noted about it."""
+
+
 class Stage:
     """Where the files of one case are written until all of them are complete.
 
@@ -61,6 +65,7 @@ class Stage:
     Attributes:
         checksums: SHA-256 of files whose bytes need not be read again for that: the runner puts in those of the inputs,
             the operation may add those of staged files.
+        abandoned: The run has been stopped.
     """
 
     FOLDER = ".itkit-staging"
@@ -68,6 +73,7 @@ class Stage:
     def __init__(self, roots: Sequence[Path], token: str):
         self.roots, self.token = tuple(Path(os.path.abspath(root)) for root in roots), token
         self.checksums: dict[Path, str] = {}
+        self.abandoned = False
         self._made: set[Path] = set()
 
     def path(self, final: str | os.PathLike) -> Path:
@@ -89,6 +95,15 @@ class Stage:
     def folder(self, root: Path) -> Path:
         """Return the staging folder of this case below `root`."""
         return root / self.FOLDER / self.token
+
+    def require_wanted(self) -> None:
+        """End the work on a case whose run has been stopped; a long one calls this now and then.
+
+        Raises:
+            Abandoned: If so.
+        """
+        if self.abandoned:
+            raise Abandoned
 
     def files(self) -> list[tuple[Path, Path]]:
         """Return (staged file, final path) of all that was written, ordered by final path; links count as files."""
@@ -137,6 +152,27 @@ class Operation:
     """Fields that say where things lie; all other fields decide about the results."""
     preload: ClassVar[tuple[str, ...]] = ("numpy",)
     """Modules that `process` imports late; worker processes are forked from one that has them."""
+
+    overlapped: ClassVar[int] = 1
+    """Cases that one process works on at a time, each in a thread; `process` must then bear that, and see to it that what
+    must not happen twice at once (a network on its device) does not."""
+
+    @property
+    def processes(self) -> int | None:
+        """Processes where the user says nothing; None plans them from cores and memory."""
+        return 1
+
+    def begin(self, *, here: bool) -> None:
+        """Get ready, once, in the main process, after the cases were planned and only if there is one to do.
+
+        What is wrong with the whole run, e.g. a model that cannot be loaded, is said here instead of with every case.
+
+        Args:
+            here: The cases are done in this process; what was loaded is used.
+
+        Raises:
+            ItkitError: If nothing can be done.
+        """
 
     def tasks(self) -> Sequence[Task]:
         """Return the cases of the source, in a stable order.

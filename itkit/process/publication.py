@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import time
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from itkit import __version__
 from itkit._support.files import replace_when_complete, writing_to_stage
+from itkit._support.heard import hearing
 from itkit.errors import DataError, ItkitError, UsageError
 from itkit.process.contents import Facts, compare_output, describe_output, hash_input, measure_input
 from itkit.process.ledger import DONE, FAILED, Ledger
@@ -70,10 +70,12 @@ class Workbench:
     Args:
         operation: What to do.
         overwrite: Replace files that are not the case's own.
+        number: Tells several benches of one process apart.
     """
 
-    def __init__(self, operation: Operation, overwrite: bool):
-        self.operation, self.overwrite = operation, overwrite
+    def __init__(self, operation: Operation, overwrite: bool, *, number: int = 0):
+        self.operation, self.overwrite, self._number = operation, overwrite, number
+        self._abandoned = False
         self._parameters = operation.parameters()
         self._sources = [os.path.realpath(source) for source in operation.sources]
         self._ledger: Ledger | None = None
@@ -138,8 +140,16 @@ class Workbench:
     def _own_stage(self, run_id: str) -> Stage:
         """The staging folder of this process; making and removing one a case would cost more than many a case."""
         if self._stage is None:
-            self._stage = Stage(self.operation.roots, f"{run_id}/{socket.gethostname()[:40]}-{os.getpid()}")
+            worker = f"{os.getpid()}-{self._number}" if self._number else f"{os.getpid()}"
+            self._stage = Stage(self.operation.roots, f"{run_id}/{socket.gethostname()[:40]}-{worker}")
+            self._stage.abandoned = self._abandoned
         return self._stage
+
+    def abandon(self) -> None:
+        """Let the case that is worked on here end without a result; called from another thread."""
+        self._abandoned = True
+        if self._stage is not None:
+            self._stage.abandoned = True
 
     def _inputs(self, task: Task, stage: Stage) -> dict[str, Facts | None]:
         found: dict[str, Facts | None] = {}
@@ -158,14 +168,14 @@ class Workbench:
                 raise DataError("changed while it was read.", path)
 
     def _process(self, task: Task, stage: Stage) -> Product:
-        with writing_to_stage(), warnings.catch_warnings(record=True) as heard:
-            warnings.simplefilter("always", UserWarning)
+        with writing_to_stage(), hearing() as heard:
             product = self.operation.process(task, stage)
-        notes = (*product.notes, *(str(warning.message) for warning in heard if warning.category is UserWarning))
+        notes = (*product.notes, *heard)
         return Product(product.record, notes, product.failure)
 
     def _publish(self, order: Order, stage: Stage) -> dict[str, Facts]:
         """Move the case's files to their places; refuse to replace what is not this case's."""
+        stage.require_wanted()
         files = stage.files()
         self._require_outside_sources(final for _, final in files)
         described = {final: describe_output(staged, stage.checksums.get(staged)) for staged, final in files}

@@ -10,11 +10,10 @@ from mmcv.transforms import BaseTransform
 
 from itkit.errors import ConfigError, DataError
 from itkit.io.geometry import require_same_grid
+from itkit.io.preprocessing import NONFINITE, finite
 from itkit.io.volumes import Volume, read_volume
 from itkit.registry import TRANSFORMS
 from itkit.transforms.sample import Sample, put_image
-
-NONFINITE = ("error", "zero")
 
 
 @TRANSFORMS.register_module()
@@ -53,7 +52,7 @@ class LoadVolume(BaseTransform):
             raise DataError(f"case {results.get('case_id', '?')} names no image ('img_path' is missing).")
         volume = _through_cache(results, path)
         image = volume.array if volume.array.ndim == 4 else volume.array[None]
-        put_image(results, _finite(image, path, self.nonfinite))
+        put_image(results, finite(image, self.nonfinite, path))
         results["ori_shape"] = results["img_shape"]
         results["spacing_zyx"] = tuple(volume.spacing_zyx)
         results["origin_xyz"] = tuple(volume.origin_xyz)
@@ -106,21 +105,6 @@ def _through_cache(results: Sample, path: str) -> Volume:
     cache: Any = results.get("cache")
     read: Callable[[str], Volume] = read_volume
     return read(path) if cache is None else cache.get(path, read)
-
-
-def _finite(image: np.ndarray, path: str, nonfinite: str) -> np.ndarray:
-    if image.dtype.kind != "f":
-        return image
-    with np.errstate(over="ignore", invalid="ignore"):  # one pass tells in nearly all cases
-        if np.isfinite(image.sum(dtype=np.float64)):
-            return image
-    wrong = ~np.isfinite(image)
-    count = int(np.count_nonzero(wrong))
-    if count and nonfinite == "error":
-        raise DataError(
-            f"{count} voxels are NaN or infinite. Repair the file, or read it with LoadVolume(nonfinite='zero').", path
-        )
-    return np.where(wrong, image.dtype.type(0), image)
 
 
 def _label_array(label: np.ndarray, path: str) -> np.ndarray:

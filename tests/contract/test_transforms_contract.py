@@ -13,7 +13,7 @@ from itkit.errors import ConfigError
 from itkit.registry import TRANSFORMS
 from itkit.transforms import Compose, RandomTransform, replay
 
-SPATIAL = {"CropToSize", "ExtractSlice", "ExtractSlices", "PadToSize", "RandomCrop", "RandomElastic", "RandomFlip",
+SPATIAL = {"CropToSize", "ExtractSlice", "ExtractSlices", "Orient", "PadToSize", "RandomCrop", "RandomElastic", "RandomFlip",
            "RandomRotateScale", "RandomWarp", "ResampleToSpacing"}  # fmt: skip
 WARP = {"degrees": 20, "scale": 0.2, "translate_mm": 3.0, "elastic_mm": 2.0, "elastic_grid_mm": 8.0}
 
@@ -52,6 +52,7 @@ CASES = [
     ("LoadVolume", None, ()),  # reads files: tests/unit/test_transforms_loading.py
     ("MapLabels", {"mapping": {1: 2, 2: 1}}, BOTH),
     ("MultiSample", {"num_samples": 3, "transforms": [{"type": "RandomCrop", "size": 5}]}, BOTH),
+    ("Orient", {"orientation": "RAS"}, VOLUME),
     ("PackSeg2DInputs", {}, SLICE),
     ("PackSeg3DInputs", {}, VOLUME),
     ("PadToSize", {"size": 16}, BOTH),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from itkit._support.files import write_json
-from itkit.errors import DataError
+from itkit.errors import DataError, UsageError
 from itkit.process.execution import RunOptions, Shard, run_operation
 from itkit.process.operation import Operation, Product, Stage, Task, require_apart
 
@@ -114,3 +114,12 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def measure(*, text: str, unit: str, overwrite: bool, say) -> tuple[list[str], dict]:
+    """An action, which is no run over cases."""
+    if not text:
+        raise UsageError("there is no text.")
+    say("counting")
+    warnings.warn("texts are short", stacklevel=2)
+    return [f"{len(text)} {unit}"], {"length": len(text), "overwrite": overwrite}

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -71,7 +72,7 @@ def test_help_is_cheap_and_worth_reading(name):
         assert word in text
     for variant in (tool, *tool.variants):
         assert variant.summary[-1] != "."
-        assert variant.operation or variant.variants
+        assert variant.operation or variant.action or variant.variants
         assert all(parameter.help and parameter.help[-1] != "." for parameter in variant.parameters)
 
 
@@ -277,3 +278,59 @@ def test_a_planned_tool_says_so(capsys):
 
     assert main.itk_infer([]) == 2
     assert "itk_infer is planned and not built yet" in capsys.readouterr().err
+
+
+ACTION_TOOL = replace(
+    TOOL,
+    variants=(
+        Tool(
+            name="measure",
+            summary="say how long a text is",
+            action="toy_operation:measure",
+            parameters=(Parameter(("text",), "what to measure"), Parameter(("--unit",), "its unit", default="letters")),
+        ),
+    ),
+)
+
+
+@pytest.fixture
+def action(toy, monkeypatch):
+    """Run the toy's way of working that is no run over cases; returns the exit code."""
+    monkeypatch.setattr(sys.modules["toy_tool_declaration"], "TOOL", ACTION_TOOL)
+    return lambda *words: run_tool("itk_toy", list(words))
+
+
+def test_an_action_is_called_by_its_word_and_says_what_it_did(action, capsys):
+    assert action("measure", "four", "--unit", "signs") == 0
+    said = capsys.readouterr()
+    assert said.out == "4 signs\n"
+    assert said.err == "itk_toy measure: counting\nitk_toy measure: texts are short\n"
+    assert action("measure", "four", "-q") == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("4 letters\n", "itk_toy measure: texts are short\n")
+
+
+def test_an_action_as_json_and_its_errors(action, capsys):
+    assert action("measure", "four", "--json", "--overwrite") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["tool"] == "itk_toy measure"
+    assert document["hints"] == ["texts are short"]
+    assert (document["length"], document["overwrite"], document["exit_code"]) == (4, True, 0)
+    assert action("measure", "", "--json") == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"] == "there is no text."
+    assert said.err.endswith("itk_toy: there is no text.\n")
+
+
+def test_the_tools_own_way_stays_and_the_word_counts_only_in_front(action, toy, capsys, tmp_path):
+    assert toy() == 0
+    assert results(tmp_path / "dst")
+    with pytest.raises(SystemExit):
+        action(str(tmp_path / "src"), "measure", "more")
+    assert "unrecognized arguments: more" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        action("measure", "--help")
+    text = capsys.readouterr().out
+    assert "usage: itk_toy measure" in text
+    assert "--mp" not in text
+    assert "ledger" not in text

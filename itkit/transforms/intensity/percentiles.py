@@ -8,9 +8,9 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from itkit.errors import ConfigError
-from itkit.io import intensity
+from itkit.io.preprocessing import clip_channels, scale_channels
 from itkit.registry import TRANSFORMS
-from itkit.transforms.intensity.statistics_mask import checked_mask, statistics_mask
+from itkit.transforms.intensity.statistics_mask import checked_mask
 from itkit.transforms.sample import Sample, spatial_shape
 
 
@@ -27,13 +27,13 @@ class _ByPercentiles(BaseTransform):
         self.mask = checked_mask(mask, self)
 
     @abstractmethod
-    def one_channel(self, channel: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        """Return one channel changed."""
+    def changed(self, image: np.ndarray) -> np.ndarray:
+        """Return the image (C, ...) changed."""
 
     def transform(self, results: Sample) -> Sample:
         """Replace the image."""
         spatial_shape(results)
-        results["img"] = np.stack([self.one_channel(c, statistics_mask(c, self.mask)) for c in results["img"]])
+        results["img"] = self.changed(results["img"])
         return results
 
 
@@ -55,9 +55,9 @@ class PercentileScale(_ByPercentiles):
         super().__init__(lower, upper, mask)
         self.clip = clip
 
-    def one_channel(self, channel: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        """Return the channel scaled, float32."""
-        return intensity.percentile_scale(channel, self.lower, self.upper, mask=mask, clip=self.clip)
+    def changed(self, image: np.ndarray) -> np.ndarray:
+        """Return the image scaled, float32."""
+        return scale_channels(image, self.lower, self.upper, self.mask, self.clip)
 
     def __repr__(self) -> str:
         """Name and arguments."""
@@ -77,9 +77,9 @@ class ClipPercentiles(_ByPercentiles):
         ConfigError: If the percentiles are not 0 <= lower < upper <= 100, or `mask` is unknown.
     """
 
-    def one_channel(self, channel: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        """Return the channel cut, same type."""
-        return intensity.clip_percentiles(channel, self.lower, self.upper, mask=mask)
+    def changed(self, image: np.ndarray) -> np.ndarray:
+        """Return the image cut, same type."""
+        return clip_channels(image, self.lower, self.upper, self.mask)
 
     def __repr__(self) -> str:
         """Name and arguments."""

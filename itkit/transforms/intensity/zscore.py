@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 from mmcv.transforms import BaseTransform
 
-from itkit.io import intensity
+from itkit.io.preprocessing import zscore_channels
 from itkit.registry import TRANSFORMS
-from itkit.transforms.intensity.statistics_mask import checked_mask, statistics_mask
+from itkit.transforms.intensity.statistics_mask import checked_mask
 from itkit.transforms.sample import Sample, spatial_shape
 
 
@@ -29,9 +28,7 @@ class ZScore(BaseTransform):
     def transform(self, results: Sample) -> Sample:
         """Replace the image by a float32 one."""
         spatial_shape(results)
-        results["img"] = np.stack(
-            [intensity.zscore(channel, statistics_mask(channel, self.mask)) for channel in results["img"]]
-        )
+        results["img"] = zscore_channels(results["img"], self.mask)
         return results
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from itkit.transforms.spatial.crop import CropToSize
 from itkit.transforms.spatial.elastic import RandomElastic
 from itkit.transforms.spatial.flip import RandomFlip
+from itkit.transforms.spatial.orient import Orient
 from itkit.transforms.spatial.pad import PadToSize
 from itkit.transforms.spatial.random_crop import RandomCrop
 from itkit.transforms.spatial.resample import ResampleToSpacing
@@ -14,6 +15,7 @@ __all__ = [
     "CropToSize",
     "ExtractSlice",
     "ExtractSlices",
+    "Orient",
     "PadToSize",
     "RandomCrop",
     "RandomElastic",

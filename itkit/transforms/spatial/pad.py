@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 from mmcv.transforms import BaseTransform
 
 from itkit.errors import ConfigError
+from itkit.io.preprocessing import PAD_MODES, PAD_POSITIONS, pad, pad_margins
 from itkit.registry import TRANSFORMS
 from itkit.transforms.sample import Sample, label_keys, move_origin, put_image, spatial_shape
 from itkit.transforms.spatial.sizes import Size, checked_size, size_for
-
-MODES = ("constant", "edge", "reflect")
-POSITIONS = ("centre", "start")
 
 
 @TRANSFORMS.register_module()
@@ -47,10 +44,10 @@ class PadToSize(BaseTransform):
             raise ConfigError("PadToSize needs a size, a divisor, or both.")
         if divisor is not None and not (isinstance(divisor, int) and divisor > 0):
             raise ConfigError(f"PadToSize: divisor must be a positive integer; found {divisor!r}.")
-        if mode not in MODES:
-            raise ConfigError(f"PadToSize: mode must be one of {', '.join(MODES)}; found {mode!r}.")
-        if position not in POSITIONS:
-            raise ConfigError(f"PadToSize: position must be one of {', '.join(POSITIONS)}; found {position!r}.")
+        if mode not in PAD_MODES:
+            raise ConfigError(f"PadToSize: mode must be one of {', '.join(PAD_MODES)}; found {mode!r}.")
+        if position not in PAD_POSITIONS:
+            raise ConfigError(f"PadToSize: position must be one of {', '.join(PAD_POSITIONS)}; found {position!r}.")
         if isinstance(value, str) and value != "min":
             raise ConfigError(f"PadToSize: value must be a number or 'min'; found {value!r}.")
         self.size = None if size is None else checked_size(size, self)
@@ -61,18 +58,15 @@ class PadToSize(BaseTransform):
         """Pad the image and every label map alike."""
         shape = spatial_shape(results)
         target = shape if self.size is None else size_for(self.size, shape, "PadToSize")
-        step = self.divisor or 1
-        target = [-(-max(t, n) // step) * step for t, n in zip(target, shape, strict=True)]
-        before = [(t - n) // 2 if self.position == "centre" else 0 for t, n in zip(target, shape, strict=True)]
-        margins = [(b, t - n - b) for b, t, n in zip(before, target, shape, strict=True)]
+        margins = pad_margins(shape, target, self.divisor, self.position)
         if not any(map(any, margins)):
             return results
         image = results["img"]
         value = image.min() if self.value == "min" else self.value
-        put_image(results, _pad(image, [(0, 0), *margins], self.mode, value))
+        put_image(results, pad(image, [(0, 0), *margins], self.mode, value))
         for key in label_keys(results):
-            results[key] = _pad(results[key], margins, self.mode, self.label_value)
-        move_origin(results, tuple(-b for b in before))
+            results[key] = pad(results[key], margins, self.mode, self.label_value)
+        move_origin(results, tuple(-before for before, _ in margins))
         return results
 
     def __repr__(self) -> str:
@@ -81,12 +75,3 @@ class PadToSize(BaseTransform):
             f"PadToSize(size={self.size}, divisor={self.divisor}, mode={self.mode!r}, value={self.value!r}, "
             f"label_value={self.label_value}, position={self.position!r})"
         )
-
-
-def _pad(array: np.ndarray, margins: list[tuple[int, int]], mode: str, value: float) -> np.ndarray:
-    if mode != "constant":
-        return np.pad(array, margins, mode=mode if mode == "edge" else "symmetric")
-    shape = [n + a + b for n, (a, b) in zip(array.shape, margins, strict=True)]
-    padded = np.full(shape, value, array.dtype)
-    padded[tuple(slice(a, a + n) for n, (a, _) in zip(array.shape, margins, strict=True))] = array
-    return padded

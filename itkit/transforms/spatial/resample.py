@@ -8,6 +8,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from itkit.errors import ConfigError, DataError
+from itkit.io.preprocessing import resample_channels
 from itkit.io.resampling import resample_to_spacing
 from itkit.io.volumes import Volume
 from itkit.registry import TRANSFORMS
@@ -43,12 +44,11 @@ class ResampleToSpacing(BaseTransform):
                 "ResampleToSpacing needs a volume; put it before slices are taken.", results.get("img_path")
             )
         old = tuple(float(v) for v in results["spacing_zyx"])
-        image = results["img"]
-        channels = [resample_to_spacing(Volume(channel, old), self.spacing_zyx, kind="image") for channel in image]
+        image, spacing = resample_channels(results["img"], old, self.spacing_zyx)
         for key in label_keys(results):
             results[key] = resample_to_spacing(Volume(results[key], old), self.spacing_zyx, kind="label").array
-        put_image(results, np.stack([channel.array for channel in channels]))
-        results["spacing_zyx"] = tuple(channels[0].spacing_zyx)
+        put_image(results, image)
+        results["spacing_zyx"] = spacing
         return results
 
     def __repr__(self) -> str:
