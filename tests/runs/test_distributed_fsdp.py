@@ -65,6 +65,10 @@ TASKS = [
     *both("muon", "muon"),
     *both("buffers", model={"type": "SmallSegmenter", "norm": "batch"}, ways=("ddp", "fsdp")),
     *both("bf16", "half", model={"type": "SmallSegmenter", "norm": "batch"}, ways=("none", "ddp", "fsdp")),
+    *[
+        train(f"own-loop-{way}", way, "fsdp_checks:own_loop")
+        for way in ("none", "ddp", "fsdp", "fsdp3")
+    ],
     # predicting: other numbers of cases and of calls on each process, or none
     *[
         task
@@ -191,6 +195,15 @@ def test_running_statistics_that_are_not_synchronised_are_those_of_the_first_pro
 def test_gradients_that_are_added_up_are_averaged_at_the_last_step_only(results):
     for answer in succeeded(results["accumulates"]):
         assert answer == {"reduced": [True], "early": [False, False], "changed": [False, True]}
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "fsdp3"])
+def test_losses_asked_for_through_the_wrapper_train_all_processes_alike(results, way):
+    (expected,) = succeeded(results["own-loop-none"])
+    answers = succeeded(results[f"own-loop-{way}"])
+    for answer in answers:
+        assert largest_difference(expected, answer) <= 1e-12
+        assert all(torch.equal(answer[name], answers[0][name]) for name in answer)
 
 
 def test_muon_orthogonalises_whole_matrices(results):
