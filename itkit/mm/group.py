@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from itkit.errors import ConfigError, LostContact, TrainingError
-from itkit.mm import launch
 from itkit.mm.board import Board
 from itkit.mm.stopping import BEAT_S
 
@@ -81,7 +80,9 @@ def _join(backend: str, world: int, timeout: timedelta, start: int) -> Board | N
     rank = int(os.environ["RANK"])
     store, rank, world = next(iter(rendezvous("env://", rank, world, timeout=timeout)))
     place = f"itkit/{start}"
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # it lives in torchrun's agent, and outlives its processes
+    if (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    ):  # it lives in torchrun's agent, and outlives its processes
         place = f"itkit/{agree_on_place(store, rank, world, timeout)}"
     own = dist.PrefixStore(place, store)
     dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=timeout)

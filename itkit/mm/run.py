@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
         return launch.leave(code)
     control = StopControl(launch.leave)
     try:
-        with control.listening():
+        with control.listening(for_good=argv is None):
             return launch.leave(_run(arguments, words, control))
     except LostContact as error:  # said already; the launcher may start all processes again
         control.end_process(error.exit_code, final=False)

@@ -337,7 +337,7 @@ def test_two_agents_train_and_test_together(tmp_path):
             with open(file, "wb") as stream:
                 options = {"env": environment, "cwd": tmp_path, "start_new_session": True}
                 agents.append(subprocess.Popen(agent, stdout=stream, stderr=stream, **options))
-        codes = [process.wait(timeout=180) for process in agents]
+        codes = [process.wait(timeout=400) for process in agents]
     finally:
         for process in agents:
             if process.poll() is None:

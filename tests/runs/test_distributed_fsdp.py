@@ -65,10 +65,7 @@ TASKS = [
     *both("muon", "muon"),
     *both("buffers", model={"type": "SmallSegmenter", "norm": "batch"}, ways=("ddp", "fsdp")),
     *both("bf16", "half", model={"type": "SmallSegmenter", "norm": "batch"}, ways=("none", "ddp", "fsdp")),
-    *[
-        train(f"own-loop-{way}", way, "fsdp_checks:own_loop")
-        for way in ("none", "ddp", "fsdp", "fsdp3")
-    ],
+    *[train(f"own-loop-{way}", way, "fsdp_checks:own_loop") for way in ("none", "ddp", "fsdp", "fsdp3")],
     # predicting: other numbers of cases and of calls on each process, or none
     *[
         task
