@@ -549,7 +549,7 @@ def damage(lab: Lab) -> Iterator[Row]:
         while row.injected < times:
             work = lab.new()
             command = lab.fork(work)
-            lab.until_checkpoints(command, work, 2)
+            lab.until(command, lambda work=work: lab.state(work).get("step", 0) >= 2 * INTERVAL)
             command.signal(signal.SIGKILL)
             command.wait()
             newest, recorded = lab.checkpoints(work)[-1], lab.state(work).get("last") or {}

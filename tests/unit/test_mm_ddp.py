@@ -145,6 +145,12 @@ def test_calls_and_evaluation_steps_are_the_models():
     assert not wrapped.module.training
 
 
+def test_a_model_on_a_cpu_may_be_wrapped_as_the_runner_of_mmengine_does_it():
+    wrapped = MODEL_WRAPPERS.build({"type": "RemasteredDDP"}, default_args={"device_ids": [0], "module": Line()})
+    assert wrapped.device_ids is None
+    assert wrapped(data()["x"]).shape == (4, 1)
+
+
 def test_a_model_without_a_step_is_refused():
     with pytest.raises(ConfigError, match=r"Linear has no train_step\(data, optim_wrapper\)"):
         RemasteredDDP(nn.Linear(1, 1))

@@ -40,6 +40,7 @@ class RemasteredDDP(DistributedDataParallel):
 
     Args:
         module: The model, with a ``train_step`` as MMEngine calls it, on its device.
+        device_ids: As in PyTorch; left out for a model on a CPU, for which MMEngine's own runner gives the process's number.
         find_unused_parameters: Look in each step for trained parameters without part in the loss. Costs time; needed if
             there are such parameters in any step on any process.
         broadcast_buffers: After each step give all processes the buffers of the first one (running statistics), so that
@@ -52,10 +53,18 @@ class RemasteredDDP(DistributedDataParallel):
     """
 
     def __init__(
-        self, module: nn.Module, *, find_unused_parameters: bool = False, broadcast_buffers: bool = True, **kwargs: Any
+        self,
+        module: nn.Module,
+        device_ids: list | None = None,
+        *,
+        find_unused_parameters: bool = False,
+        broadcast_buffers: bool = True,
+        **kwargs: Any,
     ):
         require_train_step(module)
-        super().__init__(module, find_unused_parameters=find_unused_parameters, **kwargs)
+        if all(parameter.device.type == "cpu" for parameter in module.parameters()):
+            device_ids = None
+        super().__init__(module, device_ids, find_unused_parameters=find_unused_parameters, **kwargs)
         self.broadcast_buffers = False  # in each forward; they are taken after the step instead
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self._trained_names = [name for name, _ in named]
