@@ -274,6 +274,8 @@ def test_ways_between_parts_and_whole_weights(results):
         assert (answer["changed"], answer["constant"]) == (["net.3.weight"], True)
         assert answer["loaded"]
         assert answer["finite"] == [True, False]
+        assert answer["without bf16"] == "fp32"
+    assert [text for text in one["warned"] if 'precision = "bf16": this machine computes it slowly' in text]
     for name, tensor in one["start"].items():
         assert torch.equal(tensor, other["start"][name]), name
 

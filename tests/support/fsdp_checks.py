@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,12 @@ def states(folder: str) -> dict[str, Any]:
         with torch.no_grad():
             model_state.local(module.net[3].weight)[0] = float("nan")
     found["finite"].append(model_state.is_finite(wrapper))
+    has_bf16, precision.cpu_has_bf16 = precision.cpu_has_bf16, lambda: False
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        found["without bf16"] = RemasteredFSDP(runs.SmallSegmenter(), precision="bf16").precision
+    precision.cpu_has_bf16 = has_bf16
+    found["warned"] = [str(warning.message) for warning in warned]
     return found
 
 

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from itkit._support.suggestions import did_you_mean
 from itkit.errors import ConfigError, TrainingError
 from itkit.mm.model_state import attribute_of, local, part_of
-from itkit.mm.precision import usable_precision
+from itkit.mm.precision import usable_precision, warn_of_float32
 from itkit.mm.strategies.log_means import LogMeans
 from itkit.mm.strategies.recorded_step import LOSS_METHODS, RecordedStep, require_one_optimizer, require_train_step
 from itkit.mm.strategies.shared_buffers import buffers_that_differ, take_buffers_of_first
@@ -82,6 +82,8 @@ class RemasteredFSDP(nn.Module):
         require_train_step(module)
         self.module = module
         self.precision = usable_precision(precision, next(module.parameters()).device.type)
+        if precision not in (None, self.precision) and dist.get_rank() == 0:
+            warn_of_float32(precision)
         self.unit_names = choose_units(module) if units is None else _named_units(module, units)
         self._parts: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._idle_hooks: list[tuple[dict, int, Callable, bool]] = []
