@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -276,12 +276,19 @@ class Lab:
             sys.stderr.flush()
             os._exit(code)
 
-    def launch(self, work: Path, *more: str, options: tuple[str, ...] = (), fault: dict | None = None) -> Command:
-        """Start ``mmrun`` as a command of its own."""
+    def launch(
+        self,
+        work: Path,
+        *more: str,
+        options: tuple[str, ...] = (),
+        fault: dict | None = None,
+        head: Sequence[str] = ("-m", "itkit.mm.run"),
+    ) -> Command:
+        """Start ``mmrun`` as a command of its own; `head` is what Python runs."""
         words, log = self.words(work, *more, options=options), self._log()
         with open(log, "w") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-m", "itkit.mm.run", *words],
+                [sys.executable, *head, *words],
                 stdout=stream,
                 stderr=stream,
                 cwd=self.root,
@@ -507,7 +514,7 @@ def stop(lab: Lab) -> Iterator[Row]:
         for _ in range(3):
             work = lab.new()
             command = lab.fork(work, options=options)
-            lab.until_iteration(command, work, lab.random.randint(1, 40))
+            lab.until_iteration(command, work, lab.random.randint(1, 20))
             if command.poll() is not None:
                 continue
             os.killpg(command.pid, getattr(signal, name))
@@ -539,13 +546,15 @@ def damage(lab: Lab) -> Iterator[Row]:
 
     for what, harm, times in (("truncated", truncate, 1), ("empty", empty, 1), ("one bit flipped", flip, 5)):
         row = Row(f"newest checkpoint {what}", "after a SIGKILL")
-        for _ in range(times):
+        while row.injected < times:
             work = lab.new()
             command = lab.fork(work)
-            lab.until_checkpoints(command, work, 2)
+            lab.until(command, lambda work=work: lab.state(work).get("step", 0) >= 2 * INTERVAL)
             command.signal(signal.SIGKILL)
             command.wait()
-            newest = lab.checkpoints(work)[-1]
+            newest, recorded = lab.checkpoints(work)[-1], lab.state(work).get("last") or {}
+            if not recorded.get("checkpoint", "").endswith(newest.name):
+                continue  # killed between the renaming and the record
             inode = newest.read_bytes()
             newest.unlink()
             newest.write_bytes(inode)  # no second name of the file is harmed
@@ -638,7 +647,7 @@ def group_kill(lab: Lab, kills: int) -> Iterator[Row]:
         if not lab.until(command, lambda wanted=wanted: lab.state(work).get("step", 0) >= INTERVAL * wanted):
             break
         number = (index + 1) % 2
-        before = {n: lab_rank(command, n) for n in (0, 1)}
+        before = {n: _rank_of([command], n) for n in (0, 1)}
         before[number].kill()
         row.injected += 1
         row.note(f"rank {number} killed, all start again")
@@ -652,18 +661,6 @@ def group_kill(lab: Lab, kills: int) -> Iterator[Row]:
     yield row
 
 
-def lab_rank(command: Command, number: int) -> psutil.Process:
-    """Return a rank, waiting for it if it is just being started."""
-    end = time.monotonic() + 60
-    while True:
-        try:
-            return command.rank(number)
-        except ProcessLookupError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
-
-
 def group_stop(lab: Lab, cases: list[str]) -> Iterator[Row]:
     """A request to stop, to one process of two, to the launcher, or to all."""
     lab.reference(2)
@@ -673,7 +670,7 @@ def group_stop(lab: Lab, cases: list[str]) -> Iterator[Row]:
         options = ("train_dataloader.num_workers=1",)
         work = lab.new()
         command = lab.launch(work, "--nproc", "2", options=options)
-        lab.until_iteration(command, work, lab.random.randint(1, 40))
+        lab.until_iteration(command, work, lab.random.randint(1, 20))
         everyone = command.children()
         if to == "rank 1":
             command.rank(1).send_signal(getattr(signal, name))
@@ -686,8 +683,7 @@ def group_stop(lab: Lab, cases: list[str]) -> Iterator[Row]:
         row.injected += 1
         saved = lab.state(work).get("stopped") or {}
         is_saved = saved.get("step") == lab.state(work).get("last", {}).get("step")
-        time.sleep(0.2)
-        orphans = sum(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in everyone)
+        orphans = sum(p.status() != psutil.STATUS_ZOMBIE for p in psutil.wait_procs(everyone, timeout=10)[1])
         bad = "UNEXPECTED" * (code != 75) or "NOT SAVED" * (not is_saved)
         bad = bad or "TRACEBACK SHOWN" * ("Traceback" in command.text()) or f"{orphans} ORPHANS" * bool(orphans)
         row.note(f"exit {code}, saved where all stopped, all gone", bad)
@@ -719,10 +715,10 @@ def group_fail(lab: Lab) -> Iterator[Row]:
 def group_hang(lab: Lab) -> Iterator[Row]:
     """A process of two that stands still."""
     lab.reference(2)
-    row = Row("rank 1 stands still (SIGSTOP)", "two processes, `--dist-timeout 8 --max-restarts 1`")
+    row = Row("rank 1 stands still (SIGSTOP)", "two processes, `--dist-timeout 15 --max-restarts 1`")
     work = lab.new()
     fault = {"kind": "hang", "step": 22, "rank": 1}
-    command = lab.launch(work, "--nproc", "2", "--dist-timeout", "8", "--max-restarts", "1", fault=fault)
+    command = lab.launch(work, "--nproc", "2", "--dist-timeout", "15", "--max-restarts", "1", fault=fault)
     code = command.wait()
     row.injected += 1
     bad = "NOT NAMED" * ("lost contact with process 1 of 2" not in command.text())
@@ -736,17 +732,12 @@ def agents(lab: Lab) -> Iterator[Row]:
     lab.reference(2)
     for what in ("SIGKILL of rank 0", "SIGKILL of rank 1", "SIGTERM to one launcher"):
         row = Row(what, "two launchers with one process each, `--max-restarts 2`")
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        work = lab.new()
+        work, port = lab.new(), _free_port()
         words = ["--nproc", "1", "--nnodes", "2", "--rdzv-endpoint", f"localhost:{port}", "--max-restarts", "2"]
         both = [lab.launch(work, *words), lab.launch(work, *words)]
         lab.until_checkpoints(both[0], work, 1)
         if what.startswith("SIGKILL"):
-            number = int(what[-1])
-            process = next(p for command in both for p in [_rank_or_none(command, number)] if p is not None)
-            process.kill()
+            _rank_of(both, int(what[-1])).kill()
         else:
             both[1].signal(signal.SIGTERM)
         codes = sorted(command.wait() for command in both)
@@ -759,11 +750,40 @@ def agents(lab: Lab) -> Iterator[Row]:
         yield row
 
 
-def _rank_or_none(command: Command, number: int) -> psutil.Process | None:
-    try:
-        return command.rank(number)
-    except ProcessLookupError:
-        return None
+def torchrun(lab: Lab) -> Iterator[Row]:
+    """Two agents of torchrun, started by hand, as on two machines."""
+    lab.reference(2)
+    for number in (0, 1):
+        row = Row(f"SIGKILL of rank {number}", "two agents of torchrun by hand, `--max-restarts 2`")
+        work = lab.new()
+        words = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=2", f"--rdzv-endpoint=localhost:{_free_port()}"]
+        words = ["-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-id=faults", *words]
+        both = [lab.launch(work, head=[*words, run.__file__]) for _ in range(2)]
+        lab.until_checkpoints(both[0], work, 1)
+        _rank_of(both, number).kill()
+        codes = sorted(command.wait() for command in both)
+        row.injected += 1
+        row.note(f"all start again, exit {codes[0]} and {codes[1]}", "UNEXPECTED" * (codes != [0, 0]))
+        row.compare(lab, lab.folder(work), 2)
+        yield row
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def _rank_of(commands: list[Command], number: int) -> psutil.Process:
+    """Return a rank below one of several launchers, waiting for it if it cannot be looked at just now."""
+    end = time.monotonic() + 60
+    while True:
+        for command in commands:
+            with contextlib.suppress(ProcessLookupError):
+                return command.rank(number)
+        if time.monotonic() > end:
+            raise ProcessLookupError(f"no process of rank {number}")
+        time.sleep(0.05)
 
 
 ROWS: dict[str, Callable[..., Iterator[Row]]] = {
@@ -779,6 +799,7 @@ ROWS: dict[str, Callable[..., Iterator[Row]]] = {
     "group_fail": group_fail,
     "group_hang": group_hang,
     "agents": agents,
+    "torchrun": torchrun,
 }
 
 HEAD = """| fault | where | injected | outcome | end equal to the bit |

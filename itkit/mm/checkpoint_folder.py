@@ -142,11 +142,11 @@ class CheckpointFolder:
         digest = checkpoints.save(checkpoint, self.path / name, say=self._say)
         self._record_best(name, step, metric, value, digest)
 
-    def link_best(self, source: dict[str, Any], *, metric: str, value: float) -> None:
-        """Let a proven ordinary checkpoint be the best too, under a name of its own, and remove the best before.
+    def copy_best(self, source: dict[str, Any], *, metric: str, value: float) -> None:
+        """Let a copy of a proven ordinary checkpoint be the best, record it, and remove the best before.
 
         Raises:
-            OSError: If the file system refuses; the best is then the one before.
+            OSError: If it cannot be written; the best is then the one before.
         """
         name = self._name_of_best(source["step"])
         checkpoints.copy_file(self.file(source), self.path / name, source["sha256"])
@@ -178,6 +178,38 @@ class CheckpointFolder:
 
             self.state.last, self.state.kept = without(self.state.last), [without(r) for r in self.state.kept]
             self._record()
+
+    def mend_best(self, *, may_forget: bool) -> None:
+        """Look whether the best checkpoint is what was recorded; a damaged one is copied anew from its step if that is still
+        kept.
+
+        Args:
+            may_forget: Else put it aside, so that the best is sought anew by a training that goes on; False raises.
+
+        Raises:
+            CheckpointError: If it is damaged for good, and not to be forgotten.
+            OSError: If it cannot be read or copied.
+        """
+        best = self.state.best
+        if not best or not best.get("sha256") or not self.file(best).is_file():
+            return
+        path = self.file(best)
+        if checkpoints.sha256(path) == best["sha256"]:
+            return
+        twin = self.of_step(best["step"])
+        if twin and twin["sha256"] == best["sha256"] == checkpoints.sha256(self.file(twin)):
+            checkpoints.copy_file(self.file(twin), path, best["sha256"])
+            self._say(f"{path}: was damaged, and is copied anew from {self.file(twin).name}.")
+            return
+        damage = f"{path}: is damaged (its checksum is not the one recorded when it was written)"
+        if not may_forget:
+            raise CheckpointError(f"{damage}. Put it back, or test another: --test-use-last-ckpt.")
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        with self._lock:
+            self.state.best = None
+            self._record()
+        self._say(f"{damage} and put aside as {aside.name}; the best model is sought anew from here on.")
 
     # ---- removing ----
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from itkit._support.files import flush_folder, replace_when_complete
+from itkit._support.files import replace_when_complete
 from itkit._support.transient import retrying
 from itkit.artifacts.checkpoint import load, sha256
 
@@ -43,12 +43,12 @@ def save(checkpoint: dict[str, Any], path: Path, *, say: Callable[[str], None] |
 
 
 def copy_file(source: Path, path: Path, sha256_expected: str | None) -> None:
-    """Let `path` be `source`: under a second name where the file system has links, else as a proven copy.
+    """Let `path` be a proven copy of `source`, which replaces what stood there.
 
-    Removing one of the two later does not touch the other. The new name appears at once, and replaces what stood there.
+    No second name of the same file: what harms one of the two must not harm the other.
 
     Raises:
-        OSError: If neither is possible, or `source` does not have the expected checksum.
+        OSError: If it cannot be written, or `source` does not have the expected checksum.
     """
     retrying(lambda: _copy_file(source, path, sha256_expected))
 
@@ -70,15 +70,6 @@ def _save(checkpoint: dict[str, Any], path: Path) -> str:
 
 
 def _copy_file(source: Path, path: Path, sha256_expected: str | None) -> None:
-    link = path.with_name(f".link.part-{path.name}")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(source, link)
-        os.replace(link, path)
-        flush_folder(path.parent)
-        return
-    except OSError:
-        link.unlink(missing_ok=True)
     with replace_when_complete(path) as temporary:
         with open(source, "rb") as original, open(temporary, "wb") as stream:
             produced = _Digesting(stream)

@@ -18,7 +18,7 @@ from itkit.mm.background import THREAD_NAME
 from itkit.mm.board import Board
 from itkit.mm.stopping import StopControl
 
-HEAR_S = 10.0
+HEAR_S = 30.0
 """How long the first process waits until all others have heard of a failure."""
 SAVE_S = 60.0
 """How long a checkpoint that is being written may take to be completed."""

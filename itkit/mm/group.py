@@ -6,6 +6,7 @@ import os
 import pickle
 import time
 import traceback
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,7 +16,6 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from itkit.errors import ConfigError, LostContact, TrainingError
-from itkit.mm import launch
 from itkit.mm.board import Board
 from itkit.mm.stopping import BEAT_S
 
@@ -24,6 +24,7 @@ T = TypeVar("T")
 TIMEOUT_S = 1800.0
 """How long a collective operation waits for the other processes, unless ``--dist-timeout`` says otherwise."""
 _BOARD_TIMEOUT_S = 30.0
+_ASK_S = 0.02
 
 
 class OtherTraceback(Exception):
@@ -78,15 +79,52 @@ def join(timeout_s: float | None = None, start: int = 0) -> Board | None:
 def _join(backend: str, world: int, timeout: timedelta, start: int) -> Board | None:
     rank = int(os.environ["RANK"])
     store, rank, world = next(iter(rendezvous("env://", rank, world, timeout=timeout)))
-    # A store that lives in torchrun's agent keeps what the processes before a restart wrote. One in the first process does
-    # not, and then the counts of restarts may differ between machines.
-    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    place = f"itkit/{launch.restarts() if kept else 0}.{start}"
+    place = f"itkit/{start}"
+    if (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    ):  # it lives in torchrun's agent, and outlives its processes
+        place = f"itkit/{agree_on_place(store, rank, world, timeout)}"
     own = dist.PrefixStore(place, store)
     dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=timeout)
     if world == 1:
         return None
     return Board(dist.PrefixStore(f"{place}/board", _second_connection(store)), rank, world)
+
+
+def agree_on_place(store: Any, rank: int, world: int, timeout: timedelta) -> str:
+    """Return a name that all processes of this start have in common, and none of an earlier start.
+
+    A store that outlives its processes holds what those before a restart wrote. The number of restarts does not tell them
+    apart: the agents of two machines count differently, each only the deaths on its own. So each process asks under a name of
+    its own, which nobody had before, and the first process answers those that ask until all of this start have heard it.
+
+    Args:
+        store: Shared by the processes; what earlier starts wrote may be in it.
+        rank: Number of this process.
+        world: Number of processes.
+        timeout: How long to wait for the others.
+
+    Raises:
+        LostContact: If they do not come in time.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    others = range(1, world) if rank == 0 else ()
+    awaited = [f"itkit/heard/{own}/{other}" for other in others] or [f"itkit/answer/{own}"]
+    store.set(f"itkit/asks/{rank}", own)
+    if world == 1:
+        return own
+    while not store.check(awaited):
+        for other in others:
+            if store.check([f"itkit/asks/{other}"]):
+                store.set(f"itkit/answer/{store.get(f'itkit/asks/{other}').decode()}", own)
+        if time.monotonic() > end:
+            raise LostContact(f"the {world} processes did not find each other: not all came within {timeout}.")
+        time.sleep(_ASK_S)
+    if rank == 0:
+        return own
+    place = store.get(f"itkit/answer/{own}").decode()
+    store.set(f"itkit/heard/{place}/{rank}", "1")
+    return place
 
 
 def _second_connection(store: Any) -> Any:

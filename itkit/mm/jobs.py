@@ -29,6 +29,7 @@ from itkit.experiment.names import Experiment, Roots
 from itkit.experiment.state import CHECKPOINT_FOLDER, RESULT_FILE, RunState, is_tested, load_result
 from itkit.mm import launch
 from itkit.mm.agenda import Agenda, Failure, Outcome
+from itkit.mm.checkpoint_folder import CheckpointFolder
 from itkit.mm.config import load_config
 from itkit.mm.config_check import check_config
 from itkit.mm.failing import FailTogether, record_failure
@@ -332,6 +333,9 @@ class Job:
             self.say("has no best checkpoint, because it was never validated; testing the last one")
             use_last = True
         path, step = state.checkpoint(self.run_dir, last=use_last)
+        if not use_last:
+            folder = CheckpointFolder(self.run_dir, state, lambda: state.save(self.run_dir), self.say)
+            folder.mend_best(may_forget=False)
         record = state.last if use_last else state.best
         result = load_result(self.test_dir)
         is_done = (

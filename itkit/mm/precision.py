@@ -82,6 +82,11 @@ def apply_precision(optim_wrapper: dict, precision: str | None) -> None:
     if usable_precision(precision, "cuda" if torch.cuda.is_available() else "cpu") == precision:
         optim_wrapper["type"] = AutocastOptimWrapper if precision == "bf16" else "AmpOptimWrapper"
     else:
-        warnings.warn(
-            f'precision = "{precision}": this machine computes it slowly or not at all; using float32.', stacklevel=2
-        )
+        warn_of_float32(precision)
+
+
+def warn_of_float32(precision: str) -> None:
+    """Say that `precision` was asked for and float32 is used."""
+    warnings.warn(
+        f'precision = "{precision}": this machine computes it slowly or not at all; using float32.', stacklevel=3
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from itkit.mm.precision import apply_precision
+from itkit.mm.precision import apply_precision, usable_precision
 from itkit.mm.processes import wrapper_config
 from itkit.registry import FUNCTIONS, SCOPE
 
@@ -60,6 +60,9 @@ def prepare(
         cfg.model_wrapper_cfg = wrapper
     if cfg.get("optim_wrapper") is not None:
         apply_precision(cfg.optim_wrapper, cfg.get("precision"))
+    if wrapper and wrapper.get("precision"):  # one that is not usable here was warned about just now
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        cfg.model_wrapper_cfg.precision = usable_precision(wrapper["precision"], device)
     if isinstance(cfg.get("compile"), str):
         cfg.compile = {"mode": cfg.compile}
     _loops(cfg)

@@ -43,6 +43,7 @@ def resume(runner: Any) -> bool:
         if runner.run_state.last is None and runner.run_state.best is None:
             _take_over_lost_state(runner, checkpoint, path)
         runner.checkpoints.resumed_from(record, damaged)
+        runner.checkpoints.mend_best(may_forget=True)
         if changes:
             entry = {"step": record["step"], "changes": [str(change) for change in changes]}
             runner.run_state.changes = [*runner.run_state.changes, entry]

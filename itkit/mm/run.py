@@ -38,7 +38,7 @@ examples
   mmrun 1.0 --test                    test the best checkpoint of each trained model
   mmrun 1.0 --cfg-options train_cfg.max_iters=4000 optim_wrapper.optimizer.lr=1e-3
   mmrun 1.0 --nproc 4 --max-restarts 3   four processes on this machine; after a death all go on from the last checkpoint
-  torchrun --nproc_per_node 4 .../itkit/mm/run.py 1.0   the same by hand, with the parallel of the config
+  torchrun --nproc_per_node 4 .../itkit/mm/run.py 1.0   the same by hand
 
 environment
   mm_configdir, mm_workdir, mm_testdir   the roots, where the flags are not given
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         return launch.leave(code)
     control = StopControl(launch.leave)
     try:
-        with control.listening():
+        with control.listening(for_good=argv is None):
             return launch.leave(_run(arguments, words, control))
     except LostContact as error:  # said already; the launcher may start all processes again
         control.end_process(error.exit_code, final=False)
@@ -296,7 +296,7 @@ def _work(
         detect_anomaly=arguments.detect_anomaly,
         overrides=parse_overrides(arguments.cfg_options),
         launcher="pytorch" if launch.is_one_of_several() else "none",
-        choose_parallel=arguments.nproc not in (None, 1) or arguments.nnodes > 1,
+        choose_parallel=launch.world_size() > 1 or arguments.nproc not in (None, 1) or arguments.nnodes > 1,
         dist_timeout_s=arguments.dist_timeout,
         resume_changed=arguments.resume_changed,
         trust_checkpoint=arguments.trust_checkpoint,

@@ -376,7 +376,8 @@ class ExperimentRunner(Runner):
     def save_best(
         self, *, step: int, metric: str, value: float, save_optimizer: bool = True, save_param_scheduler: bool = True
     ) -> None:
-        """Let the state after `step` iterations be the best: a second name of the checkpoint of that step, or a new file.
+        """Let the state after `step` iterations be the best: a copy of the checkpoint of that step, or a new file, beside what
+        follows.
 
         All processes must call this. The checkpoint before is finished first; an error of it is raised here.
 
@@ -390,8 +391,7 @@ class ExperimentRunner(Runner):
         self.finish_saving()
         source = share(lambda: self.checkpoints.of_step(step))
         if source is not None:
-            link = partial(self.checkpoints.link_best, source, metric=metric, value=value)
-            self._saving.start(link, beside=False)
+            self._saving.start(partial(self.checkpoints.copy_best, source, metric=metric, value=value))
             return
         state = take_state(
             self, step=step, epoch=self.epoch, save_optimizer=save_optimizer, save_param_scheduler=save_param_scheduler

@@ -84,6 +84,8 @@ class StopControl:
         self._passed, self._held, self._target = 0, False, None
         self._request: StopRequest | None = None
         self._heard_at: float | None = None
+        self._silent_at = 0.0  # no signal was waiting to be heard then
+        self._own_signals = 0
         self._in_training = self._at_points = self._has_raised = self._is_told = self._is_deaf = False
         self._board: Board | None = None
         self._on_failure: Callable[[dict[str, Any]], None] | None = None
@@ -159,8 +161,13 @@ class StopControl:
     # ---- listening ----
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[StopControl]:
-        """Hear signals in the block; without effect outside of the main thread."""
+    def listening(self, *, for_good: bool = False) -> Iterator[StopControl]:
+        """Hear signals in the block; without effect outside of the main thread.
+
+        Args:
+            for_good: Whether the process ends after the block. If it was asked to, further signals are ignored from then on,
+                as an echo of the request must not change the exit code; else the handlers of before are back.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -182,7 +189,7 @@ class StopControl:
                 self._ended.set()
                 _listening.remove(self)
                 for number, handler in before.items():
-                    signal.signal(number, handler)
+                    signal.signal(number, signal.SIG_IGN if for_good and self._request is not None else handler)
                 signal.set_wakeup_fd(wakeup_before)
                 self._wake()
                 self._wakeup = None
@@ -231,8 +238,12 @@ class StopControl:
         with selectors.DefaultSelector() as selector:
             selector.register(reading, selectors.EVENT_READ)
             while not self._ended.is_set():
-                for number in os.read(reading, 64) if selector.select(self._patience()) else b"":
-                    self._hear(number)
+                begin = time.monotonic()
+                if selector.select(self._patience()):
+                    for number in os.read(reading, 64):
+                        self._hear(number)
+                else:
+                    self._silent_at = begin
                 board, is_orphan = self._board, not self._is_alone and os.getppid() != self._parent
                 if board is not None:
                     try:
@@ -253,21 +264,23 @@ class StopControl:
 
     def _patience(self) -> float | None:
         if self._is_alone:
-            return None
+            return None if self._request is None else LOOK_S
         return LOOK_S if self._request is None or self._is_settled() else 0.02
 
     def _is_settled(self) -> bool:
         return self._target is not None and self._is_told
 
     def _hear(self, number: int) -> None:
+        """Take one signal. When it was sent is not known, only that it was after the last silence: this thread may be late."""
         if number not in SIGNALS or self._is_deaf:
             return
-        now = time.monotonic()
-        if self._heard_at is None:
-            self._heard_at = now
+        if number == SIGNALS[0] and self._own_signals:
+            self._own_signals -= 1
+        elif self._heard_at is None:
+            self._heard_at = time.monotonic()
             if self._request is None:
                 self._request = StopRequest(signal.Signals(number).name, _rank())
-        elif now - self._heard_at > ECHO_S:
+        elif self._silent_at - self._heard_at > ECHO_S:
             self.end_process(128 + number)
 
     def _ask(self, request: StopRequest) -> None:
@@ -277,6 +290,7 @@ class StopControl:
             if self._at_points or self._has_raised or self._ended.is_set():
                 return
             self._heard_at = time.monotonic()
+            self._own_signals += 1
             signal.pthread_kill(threading.main_thread().ident, SIGNALS[0])
         threading.Thread(target=self._end_if_stuck, daemon=True).start()
 

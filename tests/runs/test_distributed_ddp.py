@@ -315,7 +315,7 @@ def pictures(events: Path) -> int:
 
 def test_two_agents_train_and_test_together(tmp_path):
     make_data(tmp_path / "data")
-    make_experiment(tmp_path, iterations=4, extra='parallel = "ddp"\n')
+    make_experiment(tmp_path, iterations=4)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -337,7 +337,7 @@ def test_two_agents_train_and_test_together(tmp_path):
             with open(file, "wb") as stream:
                 options = {"env": environment, "cwd": tmp_path, "start_new_session": True}
                 agents.append(subprocess.Popen(agent, stdout=stream, stderr=stream, **options))
-        codes = [process.wait(timeout=180) for process in agents]
+        codes = [process.wait(timeout=400) for process in agents]
     finally:
         for process in agents:
             if process.poll() is None:
@@ -351,6 +351,7 @@ def test_two_agents_train_and_test_together(tmp_path):
     folder = tmp_path / "work" / "0.1.Tiny" / "unet"
     state = json.loads((folder / "run.json").read_text())
     assert (state["state"], state["step"]) == ("trained", 4)
+    assert sum(text.count('parallel = "ddp", as the config') for text in everything) == 1
     assert "parallel = 'ddp'" in (folder / "config.py").read_text()
     result = json.loads((tmp_path / "test" / "0.1.Tiny" / "unet" / "result.json").read_text())
     assert (result["cases"], result["sha256"]) == (2, state["best"]["sha256"])

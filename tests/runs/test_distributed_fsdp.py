@@ -65,6 +65,7 @@ TASKS = [
     *both("muon", "muon"),
     *both("buffers", model={"type": "SmallSegmenter", "norm": "batch"}, ways=("ddp", "fsdp")),
     *both("bf16", "half", model={"type": "SmallSegmenter", "norm": "batch"}, ways=("none", "ddp", "fsdp")),
+    *[train(f"own-loop-{way}", way, "fsdp_checks:own_loop") for way in ("none", "ddp", "fsdp", "fsdp3")],
     # predicting: other numbers of cases and of calls on each process, or none
     *[
         task
@@ -193,6 +194,15 @@ def test_gradients_that_are_added_up_are_averaged_at_the_last_step_only(results)
         assert answer == {"reduced": [True], "early": [False, False], "changed": [False, True]}
 
 
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "fsdp3"])
+def test_losses_asked_for_through_the_wrapper_train_all_processes_alike(results, way):
+    (expected,) = succeeded(results["own-loop-none"])
+    answers = succeeded(results[f"own-loop-{way}"])
+    for answer in answers:
+        assert largest_difference(expected, answer) <= 1e-12
+        assert all(torch.equal(answer[name], answers[0][name]) for name in answer)
+
+
 def test_muon_orthogonalises_whole_matrices(results):
     (expected,) = succeeded(results["muon-none"])
     for answer in succeeded(results["muon-fsdp"]):
@@ -264,6 +274,8 @@ def test_ways_between_parts_and_whole_weights(results):
         assert (answer["changed"], answer["constant"]) == (["net.3.weight"], True)
         assert answer["loaded"]
         assert answer["finite"] == [True, False]
+        assert answer["without bf16"] == "fp32"
+    assert [text for text in one["warned"] if 'precision = "bf16": this machine computes it slowly' in text]
     for name, tensor in one["start"].items():
         assert torch.equal(tensor, other["start"][name]), name
 

@@ -21,7 +21,7 @@ def answers(tmp_path_factory):
         for parallel, at in RESUMED
     ]
     tasks += [Task("failed", 2, "resume_runs:failed_saving"), Task("damaged", 2, "resume_runs:damaged_and_changed")]
-    return run_tasks(tasks, tmp_path_factory.mktemp("resume"), timeout_s=150)
+    return run_tasks(tasks, tmp_path_factory.mktemp("resume"))
 
 
 def of(answers: dict, name: str) -> list[dict]:

@@ -25,7 +25,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "fault_injection.py"
 def table(*words):
     """Run rows of the fault table; return its lines as lists of cells."""
     command = [sys.executable, str(TOOL), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line.startswith("| ")
     ]
@@ -63,7 +63,8 @@ def test_any_flipped_bit_in_the_directory_of_a_checkpoint_is_a_damage(tmp_path):
 
 
 STOPPER = """
-import os, signal
+import os, signal, time
+from itkit.mm.stop_hook import StopHook
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -72,8 +73,10 @@ class StopperHook(Hook):
     def {stage}(self, runner, *args, **kwargs):
         if getattr(runner, "is_training", False) and runner.iter == {step} and os.environ.pop("STOP", None):
             os.kill(os.getpid(), signal.SIGTERM)
-            import time
-            time.sleep(0.3)
+            control = next(hook for hook in runner.hooks if isinstance(hook, StopHook)).control
+            end = time.monotonic() + 60
+            while not control.is_over() and time.monotonic() < end:
+                time.sleep(0.01)
 """
 
 
@@ -173,7 +176,7 @@ def test_all_of_several_models_on_two_processes_one_fails_one_does_not(world, mo
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
     finally:
         with_children = [p for p in psutil.process_iter(["environ"]) if _belongs_to(p, world.root)]
         for left in with_children:
@@ -212,13 +215,13 @@ def test_processes_whose_launcher_is_killed_save_and_end(world):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.time() + 120
+    deadline = time.time() + 300
     while not list(world.folder().glob("checkpoints/iter_*.pth")) and time.time() < deadline:
         time.sleep(0.02)
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, left = psutil.wait_procs(family, timeout=30)
+    _, left = psutil.wait_procs(family, timeout=120)
     for orphan in left:
         orphan.kill()
     assert not left

@@ -453,7 +453,7 @@ def test_dying_worker_is_named_with_its_case_and_the_memory_and_nothing_hangs(wo
     make_experiment(world.root, workers=2, extra=part(world, monkeypatch, "killer_part", source) + FIRST)
     begin = time.monotonic()
     line, _ = refused(world)
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 120, "it must not wait for what never comes"
     assert "data loader worker " in line
     assert "of 2 (pid " in line
     assert "died of signal 9 (SIGKILL) while loading case case_02 (index 2). The machine has " in line
@@ -516,11 +516,11 @@ def test_stopped_from_outside_ends_orderly_and_goes_on_later(world, number, code
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
-    deadline = time.time() + 120
+    deadline = time.time() + 300
     while not list(world.folder().glob("checkpoints/iter_*.pth")) and time.time() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, number)  # the terminal and batch systems send it to all processes of the run
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == code, err
     assert err.splitlines()[-1] == f"mmrun: {word}; a later start resumes from the last checkpoint (exit code {code})"
     assert "Traceback" not in err

@@ -105,7 +105,7 @@ def test_killed_at_any_moment_and_resumed_equals_uninterrupted_to_the_bit(world,
     command = [sys.executable, "-m", "itkit.mm.run", "0.1", "--config-root", "configs", "--work-dir-root", "work"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
+    deadline = time.time() + 300
     while not list(world.folder().glob("checkpoints/iter_*.pth")) and time.time() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,33 @@ class KeepPredictions(Hook):
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.sums += [(runner.iter, out["number"], out["sum"]) for out in outputs]
         self.kinds |= {type(p.data).__name__ for p in runner.model.parameters()}
+
+
+class TwoForwards(runs.SmallSegmenter):
+    """Computes its losses by ``training_loss``, with two forwards."""
+
+    def training_loss(self, inputs, labels, numbers):
+        first, second = self.net(inputs), self.net(inputs.flip(-1)).flip(-1)
+        return {
+            "loss_ce": nn.functional.cross_entropy(first, labels),
+            "loss_same": (first - second).square().mean(),
+        }
+
+
+def own_loop(folder: str, parallel: str, batch: int) -> dict[str, Any]:
+    """Train five steps in a loop of one's own over the wrapper's ``training_loss``; return the weights of this process."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    model = TwoForwards()
+    wrapped = {"none": lambda m: m, "ddp": RemasteredDDP, "fsdp": RemasteredFSDP}[parallel](model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    dataset, rank = runs.DrawnVolumes(), dist.get_rank() if parallel != "none" else 0
+    for step in range(5):
+        samples = [dataset[(6 * step + batch * rank + i) % 24] for i in range(batch)]
+        optimizer.zero_grad()
+        sum(wrapped.training_loss(**runs.stack_volumes(samples)).values()).backward()
+        optimizer.step()
+    return model_state.full_model_state(wrapped, on_all_ranks=True)
 
 
 def fails(folder: str, **settings: Any) -> None:
@@ -255,6 +283,12 @@ def states(folder: str) -> dict[str, Any]:
         with torch.no_grad():
             model_state.local(module.net[3].weight)[0] = float("nan")
     found["finite"].append(model_state.is_finite(wrapper))
+    has_bf16, precision.cpu_has_bf16 = precision.cpu_has_bf16, lambda: False
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        found["without bf16"] = RemasteredFSDP(runs.SmallSegmenter(), precision="bf16").precision
+    precision.cpu_has_bf16 = has_bf16
+    found["warned"] = [str(warning.message) for warning in warned]
     return found
 
 

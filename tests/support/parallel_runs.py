@@ -71,7 +71,7 @@ def succeeded(answers: list) -> list:
     return answers
 
 
-def run_tasks(tasks: list[Task], folder: Path, *, timeout_s: float = 240, device: str = "cpu") -> dict[str, list[Any]]:
+def run_tasks(tasks: list[Task], folder: Path, *, timeout_s: float = 900, device: str = "cpu") -> dict[str, list[Any]]:
     """Run `tasks` in their order and return name -> results by rank (`Failed` where the function raised).
 
     Raises:
@@ -146,7 +146,7 @@ def work(folder: str | Path, rank: int, device: str) -> None:
                 init_method=f"file://{folder}/store_{number}",
                 rank=rank,
                 world_size=task.processes,
-                timeout=timedelta(seconds=60 if number else 120),
+                timeout=timedelta(seconds=180),
             )
             dist.barrier()  # else one that fails at once leaves while the others still connect
         module, _, function = task.function.partition(":")

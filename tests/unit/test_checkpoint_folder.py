@@ -54,7 +54,7 @@ def prepared(run_dir: Path, with_best: bool = True) -> None:
     folder = open_folder(run_dir)
     folder.write(state_of(3), "iter_3.pth", step=3, keep=1)
     if with_best:
-        folder.link_best(folder.of_step(3), metric="Dice", value=0.5)
+        folder.copy_best(folder.of_step(3), metric="Dice", value=0.5)
     folder.write(state_of(6), "iter_6.pth", step=6, keep=1)
 
 
@@ -66,17 +66,9 @@ def save_first(run_dir: Path) -> None:
     open_folder(run_dir).write(state_of(3), "iter_3.pth", step=3, keep=1)
 
 
-def link_best(run_dir: Path) -> None:
-    folder = open_folder(run_dir)
-    folder.link_best(folder.of_step(6), metric="Dice", value=0.7)
-
-
 def copy_best(run_dir: Path) -> None:
-    def refuse(*args, **kwargs):
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    os.link = refuse
-    link_best(run_dir)
+    folder = open_folder(run_dir)
+    folder.copy_best(folder.of_step(6), metric="Dice", value=0.7)
 
 
 def write_best(run_dir: Path) -> None:
@@ -105,7 +97,7 @@ def killing_before(operation: int, run_dir: Path, action) -> None:
     action(run_dir)
 
 
-ACTIONS = [save_next, save_first, link_best, copy_best, write_best, best_of_the_same_step, same_name_again]
+ACTIONS = [save_next, save_first, copy_best, write_best, best_of_the_same_step, same_name_again]
 
 
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.__name__)
@@ -171,11 +163,11 @@ def test_number_of_kept_checkpoints(tmp_path, keep, left):
     assert sorted(p.name for p in folder.path.iterdir()) == sorted(f"iter_{step}.pth" for step in left)
 
 
-def test_best_is_a_second_name_and_survives_the_removal_of_the_first(tmp_path):
+def test_best_is_a_copy_and_survives_the_removal_of_the_first(tmp_path):
     folder = open_folder(tmp_path)
     folder.write(state_of(3), "iter_3.pth", step=3, keep=1)
-    folder.link_best(folder.of_step(3), metric="Dice", value=0.5)
-    assert os.path.samefile(folder.path / "iter_3.pth", folder.path / "best_iter_3.pth"), "not written a second time"
+    folder.copy_best(folder.of_step(3), metric="Dice", value=0.5)
+    assert (folder.path / "iter_3.pth").read_bytes() == (folder.path / "best_iter_3.pth").read_bytes()
     folder.write(state_of(6), "iter_6.pth", step=6, keep=1)
     assert not (folder.path / "iter_3.pth").exists()
     best = require_agreement(tmp_path).best
@@ -183,22 +175,47 @@ def test_best_is_a_second_name_and_survives_the_removal_of_the_first(tmp_path):
     assert checkpoints.load(folder.file(best), sha256_expected=best["sha256"])["meta"]["iter"] == 3
 
 
-def test_best_is_a_proven_copy_where_there_are_no_links(tmp_path, monkeypatch):
+def test_harm_to_the_checkpoint_of_the_best_step_is_none_to_the_best(tmp_path, monkeypatch):
     folder = open_folder(tmp_path)
     folder.write(state_of(3), "iter_3.pth", step=3, keep=1)
-
-    def refuse(*args, **kwargs):
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    folder.link_best(folder.of_step(3), metric="Dice", value=0.5)
-    assert not os.path.samefile(folder.path / "iter_3.pth", folder.path / "best_iter_3.pth")
-    require_agreement(tmp_path)
-    (folder.path / "iter_3.pth").write_bytes(b"damaged")
+    folder.copy_best(folder.of_step(3), metric="Dice", value=0.5)
+    (folder.path / "iter_3.pth").write_bytes(b"damaged")  # in place, as a broken disk does it
+    assert choose(folder, trusted=False, say=lambda text: None)[1] == folder.state.best, "the last resort"
     monkeypatch.setattr("itkit._support.transient.WAITS_S", (0.0,))
     with pytest.raises(OSError, match="what is read back is not what was written"):
-        folder.link_best(folder.of_step(3), metric="Dice", value=0.6)
-    assert RunState.load(tmp_path).best["value"] == 0.5
+        folder.copy_best(folder.of_step(3), metric="Dice", value=0.6)
+    best = RunState.load(tmp_path).best
+    assert best["value"] == 0.5
+    assert checkpoints.sha256(folder.file(best)) == best["sha256"]
+
+
+def test_damaged_best_is_copied_anew_from_its_step(tmp_path):
+    folder, said = open_folder(tmp_path), []
+    folder._say = said.append
+    folder.write(state_of(3), "iter_3.pth", step=3, keep=2)
+    folder.copy_best(folder.of_step(3), metric="Dice", value=0.5)
+    folder.mend_best(may_forget=True)
+    assert not said
+    folder.file(folder.state.best).write_bytes(b"damaged")
+    folder.mend_best(may_forget=False)
+    assert said == [f"{folder.path / 'best_iter_3.pth'}: was damaged, and is copied anew from iter_3.pth."]
+    require_agreement(tmp_path)
+
+
+def test_damaged_best_without_its_step_is_put_aside_by_a_training_and_named_to_a_test(tmp_path):
+    prepared(tmp_path)
+    folder, said = open_folder(tmp_path), []
+    folder._say = said.append
+    path = folder.file(folder.state.best)
+    path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"best_iter_3\.pth: is damaged .*test another: --test-use-last-ckpt"):
+        folder.mend_best(may_forget=False)
+    assert path.is_file()
+    folder.mend_best(may_forget=True)
+    assert "best_iter_3.pth: is damaged" in said[0]
+    assert "put aside as best_iter_3.pth.damaged; the best model is sought anew from here on." in said[0]
+    assert RunState.load(tmp_path).best is None
+    assert [p.name for p in folder.path.glob("best_*")] == ["best_iter_3.pth.damaged"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped"])

@@ -77,7 +77,7 @@ def test_dead_worker_is_named_with_case_and_memory_and_nothing_hangs(deed, how):
     begin = time.monotonic()
     with pytest.raises(TrainingError, match=how) as caught:
         list(loader(Cases(5, deed), workers=2))
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 120, "it must not wait for what never comes"
     text = str(caught.value)
     assert "data loader worker 0 of 2 (pid " in text
     assert "while loading case patient_05 (index 5)" in text
@@ -91,7 +91,7 @@ def test_kill_that_surfaces_in_the_middle_of_a_step_is_explained_too():
 
     def step() -> None:
         os.kill(guarded._iterator._workers[0].pid, signal.SIGKILL)
-        for _ in range(200):  # PyTorch's signal handler raises somewhere in here
+        for _ in range(1200):  # PyTorch's signal handler raises somewhere in here
             time.sleep(0.05)
 
     with pytest.raises(TrainingError, match="worker 0 of 1"), guarded.guarding():

@@ -119,6 +119,20 @@ def test_attributes_of_the_model_are_reachable_and_errors_inside_properties_stay
     assert not hasattr(wrapped, "nonsense")
 
 
+def test_losses_asked_for_through_the_wrapper_are_reduced_and_without_gradients_are_the_models():
+    wrapped, reduced = RemasteredDDP(Line()), []
+    wrapped.register_comm_hook(None, _counting(reduced))
+    loss = wrapped.loss(data())
+    assert torch.equal(loss, wrapped.module.loss(data()))
+    assert isinstance(wrapped.module, Line)
+    loss.backward()
+    assert reduced == [0]
+    with torch.no_grad():
+        assert wrapped.loss(data()) == loss
+    wrapped.module.loss(data()).backward()
+    assert reduced == [0], "past the wrapper nothing is reduced, or the first count would prove nothing"
+
+
 def test_calls_and_evaluation_steps_are_the_models():
     wrapped = RemasteredDDP(Line())
     x = data()["x"]
@@ -129,6 +143,12 @@ def test_calls_and_evaluation_steps_are_the_models():
     assert wrapped.test_step(2) == ("tested", 2)
     wrapped.eval()
     assert not wrapped.module.training
+
+
+def test_a_model_on_a_cpu_may_be_wrapped_as_the_runner_of_mmengine_does_it():
+    wrapped = MODEL_WRAPPERS.build({"type": "RemasteredDDP"}, default_args={"device_ids": [0], "module": Line()})
+    assert wrapped.device_ids is None
+    assert wrapped(data()["x"]).shape == (4, 1)
 
 
 def test_a_model_without_a_step_is_refused():

@@ -7,13 +7,18 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from itkit.errors import DataError, LostContact
-from itkit.mm.group import agree, describe_loss, is_known_to_all, is_lost_contact, is_several, share
+from itkit.mm.group import agree, agree_on_place, describe_loss, is_known_to_all, is_lost_contact, is_several, share
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+from shared_store import SharedStore
 
 PROGRAM = """
 import json, os, sys, threading, time
@@ -53,7 +58,7 @@ def fail_on(rank, error):
 
 
 def work(rank):
-    board = group.join(15)
+    board = group.join(60)
     found = {
         "several": group.is_several(),
         "share": caught(lambda: group.share(lambda: f"from {dist.get_rank()}")),
@@ -105,7 +110,7 @@ def answers(tmp_path_factory):
         port = probe.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     command = [sys.executable, "-c", PROGRAM, str(port), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return [json.loads(Path(folder / f"{rank}.json").read_text()) for rank in range(3)]
 
@@ -131,6 +136,40 @@ def test_a_process_that_is_gone_is_named(answers):
         is_loss, text = answer["lost"]
         assert is_loss
         assert "lost contact with process 2 of 3, without a sign of life" in text
+
+
+def places(store, ranks, world, timeout_s):
+    """Let processes of these ranks ask at once; return rank -> place, or what was raised."""
+    found = {}
+
+    def ask(rank):
+        try:
+            found[rank] = agree_on_place(store, rank, world, timedelta(seconds=timeout_s))
+        except LostContact as error:
+            found[rank] = error
+
+    threads = [threading.Thread(target=ask, args=(rank,)) for rank in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_each_start_meets_at_a_place_of_its_own_whatever_starts_before_it_left_in_the_store():
+    store, world, seen = SharedStore(), 3, set()
+    for those_that_come in ((0, 1, 2), (1, 2), (0, 1, 2), (0, 1), (2, 1, 0), (0,), (1, 0, 2)):
+        is_whole = len(those_that_come) == world
+        found = places(store, those_that_come, world, 60 if is_whole else 0.3)
+        if is_whole:
+            (place,) = set(found.values())
+            assert place not in seen
+            seen.add(place)
+        else:
+            lost = [answer for answer in found.values() if isinstance(answer, LostContact)]
+            assert lost
+            assert "the 3 processes did not find each other: not all came within 0:00:00.3" in str(lost[0])
+    assert places(store, [0], 1, 60)[0] not in seen
 
 
 def test_one_process_alone_answers_for_itself():

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from exact_runs import NoisyPoints, in_child, state_differences, train, train_ki
 from itkit.errors import ConfigError
 from itkit.experiment.comparison import read_scalars
 from itkit.mm import checkpoints
+from itkit.mm.background import THREAD_NAME
 from itkit.mm.samplers import PlacedBatches
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -152,7 +153,13 @@ def test_killed_inside_the_writing_of_a_checkpoint(tmp_path, call, at):
 def test_killed_while_a_slow_disk_still_writes_the_checkpoint_of_before(tmp_path):
     def disturbed() -> None:
         flush = os.fsync
-        os.fsync = lambda handle: (time.sleep(0.5), flush(handle))
+
+        def very_slow(handle: int) -> None:
+            if threading.current_thread().name == THREAD_NAME:
+                threading.Event().wait()
+            flush(handle)
+
+        os.fsync = very_slow
         train(tmp_path / "parts", at=5, validate=None)
 
     train(tmp_path / "whole", validate=None)

@@ -23,7 +23,7 @@ class CheckpointHook(Hook):
     Takes the arguments of MMEngine's hook of this name. Files lie in ``<run>/checkpoints``; ``run.json`` says which one is
     the last and which the best. When a validation falls on a saving step the checkpoint is written before it, so that a
     failing validation loses nothing; the training loop validates first when it resumes from such a checkpoint. The best
-    model is then that file under a second name. Weights that are NaN or infinite are not saved: the good ones of before
+    model is then a copy of that file. Weights that are NaN or infinite are not saved: the good ones of before
     stay. While gradients of several iterations are added up, a checkpoint waits for the optimizer's step.
 
     The state is copied and training goes on; a thread writes the copy, proves what lies on the disk, records it, and only

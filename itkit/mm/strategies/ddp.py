@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from itkit.errors import TrainingError
 from itkit.mm.model_state import attribute_of
 from itkit.mm.strategies.log_means import LogMeans
-from itkit.mm.strategies.recorded_step import RecordedStep, require_one_optimizer, require_train_step
+from itkit.mm.strategies.recorded_step import LOSS_METHODS, RecordedStep, require_one_optimizer, require_train_step
 from itkit.mm.strategies.shared_buffers import buffers_that_differ, take_buffers_of_first
 from itkit.registry import MODEL_WRAPPERS
 
@@ -34,10 +35,12 @@ class RemasteredDDP(DistributedDataParallel):
     refused. As a last resort the weights of all processes are compared after the updates 1, 2, 4, 8, ….
 
     The numbers of a step are the means over the processes. ``val_step``, ``test_step`` and all attributes are the model's;
-    ``module`` is the model itself, so that names of weights are its own.
+    ``module`` is the model itself, so that names of weights are its own. The model's ``training_loss`` and ``loss``, called
+    through the wrapper as in a loop of one's own, run inside its forward too.
 
     Args:
         module: The model, with a ``train_step`` as MMEngine calls it, on its device.
+        device_ids: As in PyTorch; left out for a model on a CPU, for which MMEngine's own runner gives the process's number.
         find_unused_parameters: Look in each step for trained parameters without part in the loss. Costs time; needed if
             there are such parameters in any step on any process.
         broadcast_buffers: After each step give all processes the buffers of the first one (running statistics), so that
@@ -50,10 +53,18 @@ class RemasteredDDP(DistributedDataParallel):
     """
 
     def __init__(
-        self, module: nn.Module, *, find_unused_parameters: bool = False, broadcast_buffers: bool = True, **kwargs: Any
+        self,
+        module: nn.Module,
+        device_ids: list | None = None,
+        *,
+        find_unused_parameters: bool = False,
+        broadcast_buffers: bool = True,
+        **kwargs: Any,
     ):
         require_train_step(module)
-        super().__init__(module, find_unused_parameters=find_unused_parameters, **kwargs)
+        if all(parameter.device.type == "cpu" for parameter in module.parameters()):
+            device_ids = None
+        super().__init__(module, device_ids, find_unused_parameters=find_unused_parameters, **kwargs)
         self.broadcast_buffers = False  # in each forward; they are taken after the step instead
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self._trained_names = [name for name, _ in named]
@@ -69,7 +80,22 @@ class RemasteredDDP(DistributedDataParallel):
         except AttributeError:
             if "_modules" not in self.__dict__ or "module" not in self._modules:  # while being built
                 raise
-        return attribute_of(self._modules["module"], name)
+        found = attribute_of(self._modules["module"], name)
+        return self._inside_forward(found) if name in LOSS_METHODS and callable(found) else found
+
+    def _inside_forward(self, method: Callable) -> Callable:
+        """Return `method` of the model as a function that calls it inside the forward of this wrapper, so that the gradients
+        of what it returns are reduced.
+        """
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return method(*args, **kwargs)
+            with self._running(method):
+                return self(*args, **kwargs)
+
+        return call
 
     # ---- steps ----
 
@@ -102,7 +128,7 @@ class RemasteredDDP(DistributedDataParallel):
         return self.module.test_step(data)
 
     @contextlib.contextmanager
-    def _running(self, step: RecordedStep) -> Iterator[None]:
+    def _running(self, step: Callable) -> Iterator[None]:
         """Let ``forward`` call `step` where it would call the model."""
         model = self._modules["module"]
         self._modules["module"] = step  # type: ignore[assignment]
@@ -140,10 +166,9 @@ class RemasteredDDP(DistributedDataParallel):
     def _require_equal_weights(self) -> None:
         """Raise, on all processes, if a parameter is not the same to the bit everywhere."""
         digest = torch.stack([_bits(parameter).sum(dtype=torch.int64) for parameter in self._trained])
-        extremes = torch.cat([digest, -digest])
-        dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=self.process_group)
-        largest, smallest = extremes[: len(digest)], -extremes[len(digest) :]
-        differ = (largest != smallest).nonzero().flatten().tolist()
+        everyone = [torch.empty_like(digest) for _ in range(dist.get_world_size(self.process_group))]
+        dist.all_gather(everyone, digest, group=self.process_group)
+        differ = (torch.stack(everyone) != digest).any(0).nonzero().flatten().tolist()
         if differ:
             names = ", ".join(self._trained_names[i] for i in differ[:5])
             raise TrainingError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import partial, wraps
 from itertools import chain
 from typing import Any
 
@@ -19,9 +19,9 @@ from torch.distributed.tensor import DTensor
 from itkit._support.suggestions import did_you_mean
 from itkit.errors import ConfigError, TrainingError
 from itkit.mm.model_state import attribute_of, local, part_of
-from itkit.mm.precision import usable_precision
+from itkit.mm.precision import usable_precision, warn_of_float32
 from itkit.mm.strategies.log_means import LogMeans
-from itkit.mm.strategies.recorded_step import RecordedStep, require_one_optimizer, require_train_step
+from itkit.mm.strategies.recorded_step import LOSS_METHODS, RecordedStep, require_one_optimizer, require_train_step
 from itkit.mm.strategies.shared_buffers import buffers_that_differ, take_buffers_of_first
 from itkit.registry import MODEL_WRAPPERS
 
@@ -82,6 +82,8 @@ class RemasteredFSDP(nn.Module):
         require_train_step(module)
         self.module = module
         self.precision = usable_precision(precision, next(module.parameters()).device.type)
+        if precision not in (None, self.precision) and dist.get_rank() == 0:
+            warn_of_float32(precision)
         self.unit_names = choose_units(module) if units is None else _named_units(module, units)
         self._parts: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._idle_hooks: list[tuple[dict, int, Callable, bool]] = []
@@ -122,7 +124,24 @@ class RemasteredFSDP(nn.Module):
         except AttributeError:
             if "module" not in self.__dict__.get("_modules", {}):  # while being built
                 raise
-        return attribute_of(self._modules["module"], name)
+        found = attribute_of(self._modules["module"], name)
+        return self._inside_forward(found) if name in LOSS_METHODS and callable(found) else found
+
+    def _inside_forward(self, method: Callable) -> Callable:
+        """Return `method` of the model as a function that calls it inside the forward of this wrapper, where weights are
+        gathered.
+        """
+
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                self._require_whole_weights(method.__name__)
+                return method(*args, **kwargs)
+            self.free_whole_weights()
+            with self._computing():
+                return self(*args, call=method, **kwargs)
+
+        return call
 
     # ---- steps ----
 
@@ -160,9 +179,7 @@ class RemasteredFSDP(nn.Module):
             )
         step = RecordedStep(self.module, self._trained, optim_wrapper)
         self.set_requires_gradient_sync(optim_wrapper.should_sync())
-        half = HALF_TYPES.get(self.precision)
-        device = self._trained[0].device.type
-        with torch.autocast(device, half) if half else contextlib.nullcontext(), _explained(self.unit_names):
+        with self._computing():
             loss = self(data, call=step)
         self._steps += 1
         if self._steps & (self._steps - 1) == 0:
@@ -170,6 +187,13 @@ class RemasteredFSDP(nn.Module):
         optim_wrapper.update_params(loss, **step.options)
         take_buffers_of_first(self._shared_buffers)
         return self._means(step.outputs)
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Compute a loss in the precision that was asked for."""
+        half, device = HALF_TYPES.get(self.precision), self._trained[0].device.type
+        with torch.autocast(device, half) if half else contextlib.nullcontext(), _explained(self.unit_names):
+            yield
 
     def _note(self, number: int, *_: Any) -> None:
         """Take note that the unit of this number runs, in a number that depends on all units so far and their order."""

@@ -44,8 +44,10 @@ class LogMeans:
                 value = values[name]
                 numbers[0, i] = value.detach().reshape(()) if isinstance(value, Tensor) else value
                 numbers[1, i] = 1
-        dist.all_reduce(numbers)
-        means = numbers[0] / numbers[1]
+        everyone = [torch.empty_like(numbers) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, numbers)  # in a profile, what is reduced is gradients
+        sums = torch.stack(everyone).sum(0)
+        means = sums[0] / sums[1]
         for i, name in enumerate(self._names):
             value = values.get(name)
             if isinstance(value, Tensor) and _is_number(value):

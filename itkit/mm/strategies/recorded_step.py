@@ -17,6 +17,9 @@ _CONTRACT = (
     "backward pass, the reduction of gradients and the update follow by themselves."
 )
 
+LOSS_METHODS = ("training_loss", "loss")
+"""Methods by which a model computes losses; a wrapper calls them inside its forward, or gradients would not be reduced."""
+
 
 class RecordingOptimWrapper(OptimWrapper):
     """Stands in for an optimizer wrapper during a step: keeps the loss, passes contexts and learning rates on.
