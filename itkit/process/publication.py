@@ -191,7 +191,7 @@ class Workbench:
         return outputs
 
     def _require_outside_sources(self, finals: Iterable[Path]) -> None:
-        for folder in {os.path.realpath(final.parent) for final in finals}:
+        for folder in {os.path.realpath(parent) for parent in {os.path.dirname(final) for final in finals}}:
             for source in self._sources:
                 if folder == source or folder.startswith(source + os.sep):
                     raise UsageError(f"{folder}: lies inside the source {source}, where nothing is ever written.")
@@ -234,9 +234,12 @@ class Workbench:
 
 
 def _move(staged: Path, final: Path) -> None:
-    final.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.replace(staged, final)
+        try:
+            os.replace(staged, final)
+        except (FileNotFoundError, NotADirectoryError):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged, final)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
