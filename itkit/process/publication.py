@@ -146,6 +146,7 @@ class Workbench:
         for path in task.inputs:
             facts = measure_input(path)
             if facts is None:
+                hash_input(path)  # knows which file is missing, or why it cannot be read
                 raise DataError("no such file.", path)
             stage.checksums[path] = hash_input(path)
             found[self.ledger.name(path)] = {**facts, "sha256": stage.checksums[path]}
