@@ -15,8 +15,8 @@ TRAILING_BYTES = 1 << 20
 """How many decompressed bytes may follow the voxels; more is a file that is not what its header says."""
 LABEL_LIKE_RATIO = 0.12
 """A sample that shrinks below this part of itself is like a label map."""
-SAMPLE_BYTES = 1 << 17
-"""No more of a sample is looked at."""
+SMALL_SAMPLE_BYTES, SAMPLE_BYTES = 1 << 13, 1 << 17
+"""Of no more than the first of them, it is not worth trying levels; no more than the second is looked at."""
 _CHUNK = 1 << 18
 _PIECE = 1 << 20
 _GZIP, _ZLIB = 31, 15
@@ -86,7 +86,7 @@ def inflate(stream: BinaryIO, out: memoryview | None, *, wanted: int, skip: int,
 class Deflater:
     """Compress a stream in small pieces.
 
-    ISA-L's level 2 or 3 is taken, whichever makes a sample smaller.
+    ISA-L's level 2 or 3 is taken, whichever makes a sample smaller; 2 where there is too little for that to be worth a try.
 
     Args:
         write: Takes the compressed bytes.
@@ -100,7 +100,10 @@ class Deflater:
     ):
         self._write, self.bytes_in, self.bytes_out = write, 0, 0
         window, sample = _GZIP if gzip else _ZLIB, memoryview(sample)[:SAMPLE_BYTES]
-        sizes = {level: len(isal_zlib.compress(sample, level)) for level in (2, 3)}
+        levels = (2, 3) if len(sample) > SMALL_SAMPLE_BYTES else (2,)
+        sizes = (
+            {level: len(isal_zlib.compress(sample, level)) for level in levels} if levels[1:] or thorough else {2: 0}
+        )
         level = min(sizes, key=sizes.__getitem__)
         if thorough and sizes[level] < LABEL_LIKE_RATIO * len(sample):
             self._stream = zlib.compressobj(6, zlib.DEFLATED, window, 9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -90,6 +91,11 @@ def require_spacing(spacing_zyx: tuple[float, ...], path: str | os.PathLike | No
 
 def direction_deviation(direction_xyz: Sequence[float]) -> float:
     """Return how far nine direction numbers are from orthonormal: the largest element of ``|D D^T - I|``, NaN if one is."""
+    return _direction_deviation(tuple(direction_xyz))
+
+
+@functools.lru_cache(maxsize=256)  # the volumes of a folder share a few directions
+def _direction_deviation(direction_xyz: tuple[float, ...]) -> float:
     rows = [direction_xyz[k : k + 3] for k in (0, 3, 6)]
     return _largest(
         [
@@ -141,6 +147,11 @@ def nearest_axes(direction_xyz: Sequence[float]) -> tuple[tuple[int, int, int], 
         For the index axes x, y, z: the number of the axis of space (0 X, 1 Y, 2 Z), and +1 or -1 for its sense. The largest
         number of the matrix decides first, then the largest of the rows and columns that are left.
     """
+    return _nearest_axes(tuple(direction_xyz))
+
+
+@functools.lru_cache(maxsize=256)
+def _nearest_axes(direction_xyz: tuple[float, ...]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     axes, signs, rows, columns = [0, 0, 0], [1, 1, 1], {0, 1, 2}, {0, 1, 2}
     while rows:
         row, column = max(

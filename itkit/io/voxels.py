@@ -12,10 +12,10 @@ import numpy as np
 
 from itkit.errors import DataError
 from itkit.io.claims import FileHeader, require_memory
-from itkit.io.compression import SAMPLE_BYTES, Deflater, inflate
+from itkit.io.compression import SAMPLE_BYTES, SMALL_SAMPLE_BYTES, Deflater, inflate
 
 _SLAB_BYTES = 1 << 22
-_SAMPLED_PART, _LEAST_SAMPLED, _WORD = 32, 1 << 13, 8
+_SAMPLED_PART, _WORD = 32, 8
 
 
 def load_voxels(file: FileHeader, path: str | os.PathLike) -> np.ndarray:
@@ -128,7 +128,7 @@ def _slabs(array: np.ndarray, channels_fastest: bool) -> Iterator[memoryview]:
 def _sample(array: np.ndarray) -> memoryview:
     """Bytes from the middle of `array`, enough to judge how it compresses, and few beside what there is to compress."""
     volume = array[array.shape[0] // 2] if array.ndim == 4 else array
-    wanted = min(max(array.nbytes // _SAMPLED_PART, _LEAST_SAMPLED), SAMPLE_BYTES)
+    wanted = min(max(array.nbytes // _SAMPLED_PART, SMALL_SAMPLE_BYTES), SAMPLE_BYTES)
     planes = min(-(-wanted // max(volume[0].nbytes, 1)), len(volume))
     first = (len(volume) - planes) // 2
     piece = np.ascontiguousarray(volume[first : first + planes]).reshape(-1).view(np.uint8)

@@ -74,7 +74,7 @@ class Stage:
         self.roots, self.token = tuple(Path(os.path.abspath(root)) for root in roots), token
         self.checksums: dict[Path, str] = {}
         self.abandoned = False
-        self._made: set[Path] = set()
+        self._made: set[str] = set()
 
     def path(self, final: str | os.PathLike) -> Path:
         """Return where to write the file that will become `final`; its folder is there already.
@@ -82,15 +82,16 @@ class Stage:
         Raises:
             UsageError: If `final` lies below none of the roots.
         """
-        final = Path(os.path.abspath(final))
-        root = next((root for root in self.roots if final.is_relative_to(root)), None)
+        final = os.path.abspath(final)
+        root = next((root for root in self.roots if final.startswith(_as_prefix(root))), None)
         if root is None:
             raise UsageError(f"{final}: lies outside of {', '.join(map(str, self.roots))}.")
-        staged = self.folder(root) / final.relative_to(root)
-        if staged.parent not in self._made:
-            staged.parent.mkdir(parents=True, exist_ok=True)
-            self._made.add(staged.parent)
-        return staged
+        staged = _as_prefix(self.folder(root)) + final[len(_as_prefix(root)) :]
+        folder = os.path.dirname(staged)
+        if folder not in self._made:
+            os.makedirs(folder, exist_ok=True)
+            self._made.add(folder)
+        return Path(staged)
 
     def folder(self, root: Path) -> Path:
         """Return the staging folder of this case below `root`."""
@@ -109,12 +110,12 @@ class Stage:
         """Return (staged file, final path) of all that was written, ordered by final path; links count as files."""
         found = []
         for root in self.roots:
-            folder = self.folder(root)
+            folder = os.fspath(self.folder(root))
             for place, folders, names in os.walk(folder):
                 names += [name for name in folders if os.path.islink(os.path.join(place, name))]
-                staged = [Path(place, name) for name in names]
-                found += [(path, root / path.relative_to(folder)) for path in staged]
-        return sorted(found, key=lambda pair: pair[1])
+                final = _as_prefix(root) + _as_prefix(place)[len(_as_prefix(folder)) :]
+                found += [(final + name, os.path.join(place, name)) for name in names]
+        return [(Path(staged), Path(final)) for final, staged in sorted(found)]
 
     def as_final(self, text: str) -> str:
         """Return a message in which staged files are called by their final paths."""
@@ -133,6 +134,11 @@ class Stage:
             for root in self.roots:
                 shutil.rmtree(self.folder(root), ignore_errors=True)
             self._made.clear()
+
+
+def _as_prefix(folder: str | os.PathLike) -> str:
+    """Return the folder with a separator behind it, which the root of all folders has already."""
+    return os.path.join(folder, "")
 
 
 class Operation:

@@ -156,6 +156,7 @@ class Workbench:
         for path in task.inputs:
             facts = measure_input(path)
             if facts is None:
+                hash_input(path)  # knows which file is missing, or why it cannot be read
                 raise DataError("no such file.", path)
             stage.checksums[path] = hash_input(path)
             found[self.ledger.name(path)] = {**facts, "sha256": stage.checksums[path]}
@@ -201,7 +202,7 @@ class Workbench:
         return outputs
 
     def _require_outside_sources(self, finals: Iterable[Path]) -> None:
-        for folder in {os.path.realpath(final.parent) for final in finals}:
+        for folder in {os.path.realpath(parent) for parent in {os.path.dirname(final) for final in finals}}:
             for source in self._sources:
                 if folder == source or folder.startswith(source + os.sep):
                     raise UsageError(f"{folder}: lies inside the source {source}, where nothing is ever written.")
@@ -244,9 +245,12 @@ class Workbench:
 
 
 def _move(staged: Path, final: Path) -> None:
-    final.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.replace(staged, final)
+        try:
+            os.replace(staged, final)
+        except (FileNotFoundError, NotADirectoryError):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged, final)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise

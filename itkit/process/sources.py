@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from itkit.errors import DataError
 from itkit.io.headers import FORMATS, volume_stem, volume_suffix
@@ -31,7 +31,8 @@ class SourceFile:
     @property
     def case_id(self) -> str:
         """The path below the source without the volume suffix, with ``/``."""
-        return (self.relative.parent / volume_stem(self.relative)).as_posix()
+        name = self.relative.as_posix()
+        return name[: len(name) - len(volume_suffix(name))]
 
     def renamed(self, suffix: str) -> Path:
         """Return the relative path with another volume suffix."""
@@ -88,11 +89,12 @@ def find_files(source: str | os.PathLike, *, recursive: bool = False) -> list[So
     if not source.is_dir():
         raise DataError("no such folder.", source)
     dataset = is_dataset(source)
-    found = []
+    found, above = [], len(os.path.join(source, ""))
     for path in _walk(source, recursive, (IMAGE_FOLDER, LABEL_FOLDER) if dataset else ()):
-        relative = path.relative_to(source)
-        role = relative.parts[0] if dataset and relative.parts[0] in (IMAGE_FOLDER, LABEL_FOLDER) else None
-        found.append(SourceFile(path, relative, role))
+        relative = path[above:]
+        top = relative.partition(os.sep)[0]
+        role = top if dataset and top in (IMAGE_FOLDER, LABEL_FOLDER) else None
+        found.append(SourceFile(Path(path), Path(relative), role))
     if not recursive and found:
         _warn_of_subfolders(source, dataset)
     if not found:
@@ -111,8 +113,8 @@ def group_cases(files: Iterable[SourceFile]) -> list[SourceCase]:
     """
     found: dict[str, list[SourceFile]] = {}
     for file in files:
-        name = PurePosixPath(file.case_id)
-        found.setdefault((name.relative_to(file.role) if file.role else name).as_posix(), []).append(file)
+        name = file.case_id
+        found.setdefault(name.removeprefix(f"{file.role}/") if file.role else name, []).append(file)
     cases = []
     for case_id, group in found.items():
         roles = [file.role for file in group]
@@ -135,10 +137,11 @@ def _warn_of_subfolders(source: Path, dataset: bool) -> None:
         warnings.warn(f"{source}: {count} volumes in subfolders are left out; -r takes them too.", stacklevel=3)
 
 
-def _walk(source: Path, recursive: bool, always: tuple[str, ...]) -> Iterator[Path]:
+def _walk(source: Path, recursive: bool, always: tuple[str, ...]) -> Iterator[str]:
     # What lies above the source is entered already: a link that leads there is a loop too.
     entered = {(at.st_dev, at.st_ino) for at in map(os.stat, source.resolve().parents)}
-    waiting = [source]
+    top = os.fspath(source)
+    waiting = [top]
     while waiting:
         folder = waiting.pop()
         status = os.stat(folder)
@@ -153,10 +156,10 @@ def _walk(source: Path, recursive: bool, always: tuple[str, ...]) -> Iterator[Pa
             if entry.name.startswith("."):
                 continue
             if _is_folder(entry):
-                if recursive or (folder == source and entry.name in always):
-                    waiting.append(Path(entry.path))
+                if recursive or (folder == top and entry.name in always):
+                    waiting.append(os.path.join(folder, entry.name))
             elif volume_suffix(entry.name):
-                yield Path(entry.path)
+                yield os.path.join(folder, entry.name)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from tool_data import make_dataset, make_volume
+import pytest
+from tool_data import ledger, make_dataset, make_volume
 
 from itkit.io.volumes import write_volume
 
@@ -48,3 +49,17 @@ def test_a_link_above_the_source_is_a_loop(tool, tmp_path):
         "other/b.mha",
         "sub/a.mha",
     ]
+
+
+@pytest.mark.parametrize("source", [".", "raw", "./raw/", "../here/raw"])
+def test_a_source_may_be_named_in_any_way(tool, tmp_path, monkeypatch, source):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = make_dataset(Path("raw") if source != "." else Path("."), 1)
+    write_volume(folder / "image/deep/er.nii.gz", make_volume())
+    assert tool("itk_orient", source, tmp_path / "out", "LPS", "-r")[0] == 0
+    names = {
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*") if path.is_file()
+    }
+    assert names >= {"image/case_0.mha", "image/deep/er.nii.gz", "label/case_0.mha"}
+    assert set(ledger(tmp_path / "out")) == {"case_0", "deep/er"}

@@ -137,6 +137,20 @@ def test_copies_hold_the_good_cases_only(tool, tmp_path, faulty):
     assert (tmp_path / "links/image/case_0.mha").resolve() == (faulty / "image/case_0.mha").resolve()
 
 
+@pytest.mark.parametrize("name", ["itk_check", "itk_orient"])
+def test_a_header_without_its_voxels_says_which_file_is_missing(tool, tmp_path, name):
+    write_volume(tmp_path / "raw/a.mhd", make_volume())
+    (tmp_path / "raw/a.zraw").unlink()
+    words = (
+        ["check", tmp_path / "raw", "-o", tmp_path / "out"]
+        if name == "itk_check"
+        else [tmp_path / "raw", tmp_path / "out", "RAS"]
+    )
+    code, _, said = tool(name, *words)
+    assert code == 1
+    assert "a.mhd: the voxels should be in 'a.zraw', which is not there." in said
+
+
 def test_voxel_files_of_headers_are_copied_too(tool, tmp_path):
     source = make_dataset(tmp_path / "raw", 1, suffix=".mhd")
     assert tool("itk_check", "copy", source, "-o", tmp_path / "good")[0] == 0

@@ -144,12 +144,12 @@ def test_header_that_asks_for_terabytes_is_refused_at_once(tmp_path):
         b"NRRD0004\ntype: short\ndimension: 3\nsizes: 20000 20000 20000\nendian: little\nencoding: gzip\n\nabcd"
     )
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     for path in sorted(tmp_path.glob("huge.*")):
         for read in (read_header, read_volume):
             with pytest.raises(DataError, match="the header asks for .* bytes"):
                 read(path)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
 

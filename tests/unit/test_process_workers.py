@@ -182,7 +182,7 @@ def test_two_runs_at_once_do_no_case_twice(toy, tmp_path):
 
 
 def test_what_a_killed_run_had_claimed_is_done_by_the_one_beside_it(toy, tmp_path):
-    make_source(tmp_path / "src", 12, "sleep 0.3")
+    make_source(tmp_path / "src", 12, f"until {tmp_path / 'gate'}")
     runs = [start(tmp_path, workers=1) for _ in range(2)]
     deadline = time.monotonic() + 30
     while not (tmp_path / "diary").exists() or len({li.split()[1] for li in (tmp_path / "diary").open()}) < 2:
@@ -190,6 +190,7 @@ def test_what_a_killed_run_had_claimed_is_done_by_the_one_beside_it(toy, tmp_pat
         time.sleep(0.02)
     runs[0].kill()
     runs[0].wait()
+    (tmp_path / "gate").touch()
     assert runs[1].wait(60) == 0
     assert len(results(tmp_path / "dst")) == 25
     assert sum(diary(tmp_path).values()) <= 13, "at most the case that was in work is done again"
