@@ -68,8 +68,9 @@ def selective_scan(
     if u.is_cuda and u.dtype != torch.float64 and not traced and (kernel := _mamba_kernel()) is not None:
         A, D, delta_bias = (None if part is None else part.float() for part in (A, D, delta_bias))
         return kernel(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+    delta = delta.to(_sum_type(u, A))
     if delta_bias is not None:
-        delta = delta + delta_bias[:, None].to(delta.dtype)
+        delta = delta + delta_bias[:, None]
     if delta_softplus:
         delta = F.softplus(delta)
     y, last = _scan_as_graph(u, delta, A, B, C) if traced else _scan(u, delta, A, B, C)[:2]
@@ -264,7 +265,19 @@ def _plan_of(u: Tensor, A: Tensor, B: Tensor) -> _Plan:
     return _plan(batch, groups, channels, states, length, u.device.type)
 
 
+def _without_autocast(operation):
+    """Return `operation` for tensors; within it, products are not made in half precision."""
+
+    @functools.wraps(operation)
+    def run(u: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(u.device.type, enabled=False):
+            return operation(u, *others)
+
+    return run
+
+
 @torch.library.custom_op("itkit::selective_scan", mutates_args=())
+@_without_autocast
 def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the outputs (N, D, L), the last state (N, D, states), and the state in front of every block."""
     batch, groups, states, channels, length = _sizes(u, A, B)
@@ -302,6 +315,7 @@ def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor
 
 
 @torch.library.custom_op("itkit::selective_scan_backward", mutates_args=())
+@_without_autocast
 def _scan_backward(
     dy: Tensor, dlast: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, befores: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
