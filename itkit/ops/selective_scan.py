@@ -13,8 +13,8 @@ from torch import Tensor
 
 from itkit.errors import ConfigError
 
-CHUNK = 64
-"""Positions that are scanned together where the scan is written as a graph."""
+CHUNK = 8
+"""Positions that are scanned together where the scan is written as a graph, and then chunks, and so on."""
 
 
 def selective_scan(
@@ -385,24 +385,29 @@ _scan.register_autograd(_differentiate, setup_context=_remember)
 
 
 def _scan_as_graph(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """Return outputs and last state by doubling, within chunks and then from chunk to chunk; all operations are PyTorch's."""
-    batch, groups, states, channels, length = _sizes(u, A, B)
+    """Return the outputs and the last state by operations of PyTorch alone, few of them however long the sequence is."""
+    groups = B.shape[1]
     dtype = _sum_type(u, A)
     rate = A.to(dtype).unflatten(0, (groups, -1)).transpose(1, 2)
     u, delta = (_grouped(part.to(dtype), groups).unsqueeze(-2) for part in (u, delta))
     B, C = (part.to(dtype).permute(3, 0, 1, 2).unsqueeze(-1) for part in (B, C))
-    chunk = min(CHUNK, length)
-    chunks = -(-length // chunk)
-    missing = chunks * chunk - length
+    state = _states_as_graph((delta * rate).exp(), delta * u * B)
+    y = (state * C).sum(-2)
+    return y.permute(1, 2, 3, 0).flatten(1, 2), state[-1].transpose(2, 3).flatten(1, 2)
+
+
+def _states_as_graph(decay: Tensor, drive: Tensor) -> Tensor:
+    """Return the states of the recurrence from zero: within chunks by doubling, from chunk to chunk by the same again."""
+    length = decay.shape[0]
+    if length <= CHUNK:
+        return _prefixes(decay, drive)[1]
+    missing = -length % CHUNK
 
     def cut(x: Tensor) -> Tensor:
         x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
-        return x.unflatten(0, (chunks, chunk)).transpose(0, 1)
+        return x.unflatten(0, (-1, CHUNK)).transpose(0, 1)
 
-    decay, state = _prefixes(cut(delta * rate).exp(), cut(delta * u * B))
-    if chunks > 1:
-        _, ends = _prefixes(decay[-1], state[-1])
-        state = state + decay * torch.cat([torch.zeros_like(ends[:1]), ends[:-1]])
-    last = state[-1, -1].transpose(2, 3).flatten(1, 2)
-    y = (state * cut(C)).sum(-2).transpose(0, 1).flatten(0, 1)[:length]
-    return y.permute(1, 2, 3, 0).flatten(1, 2), last
+    decay, state = _prefixes(cut(decay), cut(drive))
+    ends = _states_as_graph(decay[-1, :-1], state[-1, :-1])
+    state = torch.cat([state[:, :1], state[:, 1:] + decay[:, 1:] * ends], 1)
+    return state.transpose(0, 1).flatten(0, 1)[:length]
