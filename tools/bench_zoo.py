@@ -19,6 +19,7 @@ import torch
 from mmengine.registry import DefaultScope
 
 from itkit import registry
+from itkit.errors import UsageError
 from itkit.experiment.comparison import load_model as load_run
 from itkit.experiment.names import Experiment, find_experiment, select_models
 from itkit.mm.config import load_config
@@ -62,8 +63,12 @@ def main() -> int:
     experiment = find_experiment(EXPERIMENT, bench_hippocampus.CONFIGS)
     models = select_models(experiment, given.models)
     root = (given.work_dir_root or Path(tempfile.mkdtemp(prefix="bench_zoo_"))).resolve()
-    bench_hippocampus.require_data()
-    bench_hippocampus.require_new(experiment, models, root)
+    try:
+        bench_hippocampus.require_data()
+        bench_hippocampus.require_new(experiment, models, root)
+    except UsageError as error:
+        sys.stderr.write(f"bench_zoo.py: {error}\n")
+        return error.exit_code
     for model in models:
         cost = seconds_per_iteration(experiment, model)
         count = max(1, round(60 * given.minutes / cost))

@@ -1,4 +1,4 @@
-"""SegMamba, a third as wide as published."""
+"""SegMamba, a sixth as wide as published."""
 
 from mmengine.config import read_base
 
@@ -14,8 +14,8 @@ model = dict(
         type=SegMamba,
         in_channels=1,
         num_classes=num_classes,
-        feature_size=(16, 32, 64, 128),
-        hidden_size=128,
+        feature_size=(8, 16, 32, 64),
+        hidden_size=64,
         slices=(64, 32, 16, 4),
     ),
     criterion=criterion,
