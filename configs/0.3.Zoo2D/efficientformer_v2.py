@@ -1,10 +1,11 @@
-"""EfficientFormerV2, half as wide as S0, as the encoder of a U-Net."""
+"""EfficientFormerV2, half as wide as S0, as the encoder of a U-Net with deep supervision."""
 
 from mmengine.config import read_base
 
 with read_base():
     from .mgam import *
 
+from itkit.criterion import DeepSupervisionLoss
 from itkit.mm.task_models import SemSeg2D
 from itkit.models import EfficientFormerV2, EncoderUNet
 
@@ -14,6 +15,7 @@ model = dict(
         type=EncoderUNet,
         in_channels=1,
         num_classes=num_classes,
+        deep_supervision=2,
         encoder=dict(
             type=EfficientFormerV2,
             widths=(16, 24, 48, 88),
@@ -24,7 +26,7 @@ model = dict(
             out_indices=(0, 1, 2, 3),
         ),
     ),
-    criterion=criterion,
+    criterion=dict(type=DeepSupervisionLoss, loss=criterion),
     num_classes=num_classes,
     inference_config=inference_config,
 )

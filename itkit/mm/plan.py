@@ -37,7 +37,7 @@ def count_flops(model: torch.nn.Module, patch: tuple[int, ...], channels: int) -
 
     Args:
         model: A task model, also on the meta device. fvcore runs the network once, so it is given memory for the count;
-            its weights are then arbitrary.
+            its weights are then arbitrary, its integer buffers (which may be indices) zero.
         patch: Spatial size (Z, Y, X) or (Y, X).
         channels: Input channels.
 
@@ -47,6 +47,9 @@ def count_flops(model: torch.nn.Module, patch: tuple[int, ...], channels: int) -
     network = getattr(model, "backbone", model)
     if any(p.is_meta for p in network.parameters()):
         network = copy.deepcopy(network).to_empty(device="cpu")
+        for buffer in network.buffers():
+            if not buffer.is_floating_point():
+                buffer.zero_()
     device = next(network.parameters()).device
     was_training = network.training
     silent = logging.getLogger("fvcore"), logging.getLogger("torch.jit")

@@ -31,6 +31,7 @@ model. EXP is its version ("0.3" means exactly 0.3.*, never 0.3.1.*), its full n
 
 examples
   mmrun --list                        what there is, and how far it is
+  mmrun --list-models                 the networks that can be named in a config, with size and cost
   mmrun 1.0 --check                   build everything, print the plan, parameters and FLOPs, stop
   mmrun 1.0 --smoke                   three iterations of everything (or smoke_iterations of the config)
   mmrun 1.0                           train all models of 1.0.*; begun ones go on where they stopped
@@ -72,6 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     what = parser.add_argument_group("what to do (default: train)")
     what.add_argument("--list", action="store_true", help="show experiments, models and their states")
+    what.add_argument(
+        "--list-models", action="store_true", help="show the model zoo: size, cost, memory and licence of each network"
+    )
     what.add_argument("--check", action="store_true", help="validate and build everything, print the plan, stop")
     what.add_argument(
         "--smoke",
@@ -197,6 +201,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, words: list[str], control: StopControl) -> int:
+    if arguments.list_models:
+        if arguments.experiments:
+            raise UsageError("--list-models: shows the whole zoo; name no experiment with it.")
+        from itkit.models import listing  # torch and all networks come in here
+
+        sys.stdout.write(listing.zoo_document() if arguments.json else listing.zoo_table())
+        return 0
     roots = Roots.resolve(arguments.config_root, arguments.work_dir_root, arguments.test_work_dir_root)
     asks_for_work = (
         arguments.all or arguments.test or arguments.test_use_last_ckpt or arguments.check or arguments.smoke

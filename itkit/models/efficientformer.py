@@ -14,6 +14,7 @@ from itkit.models.zoo import Configuration, NetworkCard
 from itkit.ops.attention import attend
 from itkit.ops.image_size import check_image
 from itkit.ops.offset_bias import OffsetBiasedAttention
+from itkit.ops.stochastic_depth import SkippedBranch
 from itkit.registry import MODELS
 
 VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
@@ -86,25 +87,6 @@ class TokenMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, L, width) for tokens `x` of that shape."""
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
-
-
-class SkippedBranch(nn.Module):
-    """Leave out a residual branch for some samples in training, and enlarge it for the others, so that the mean stays.
-
-    Args:
-        rate: Probability of leaving it out.
-    """
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x` (N, ...) with the samples left out set to zero."""
-        if not self.training or self.rate == 0:
-            return x
-        keep = torch.rand((x.shape[0], *[1] * (x.ndim - 1)), device=x.device) >= self.rate
-        return x * keep / (1 - self.rate)
 
 
 class PoolingBlock(nn.Module):

@@ -14,6 +14,7 @@ from itkit.models.feature_maps import checked_indices, leave_out_on_load
 from itkit.models.zoo import Configuration, NetworkCard
 from itkit.ops.image_size import check_image
 from itkit.ops.offset_bias import OffsetBiasedAttention
+from itkit.ops.stochastic_depth import SkippedBranch
 from itkit.registry import MODELS
 
 Ratios = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]
@@ -201,25 +202,6 @@ class DepthwiseMLP(nn.Module):
         x = self.act(self.norm1(self.fc1(x)))
         x = self.drop(self.act(self.mid_norm(self.mid(x))))
         return self.drop(self.norm2(self.fc2(x)))
-
-
-class SkippedBranch(nn.Module):
-    """Leave out a residual branch for some samples in training, and enlarge it for the others, so that the mean stays.
-
-    Args:
-        rate: Probability of leaving it out.
-    """
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x` (N, ...) with the samples left out set to zero."""
-        if not self.training or self.rate == 0:
-            return x
-        keep = torch.rand((x.shape[0], *[1] * (x.ndim - 1)), device=x.device) >= self.rate
-        return x * keep / (1 - self.rate)
 
 
 class Block(nn.Module):

@@ -100,10 +100,10 @@ class EncoderUNet(nn.Module):
 
     Args:
         encoder: A module, or its config; names are those of itkit, ``"mmseg.<name>"`` and ``"timm.<name>"``.
-            `in_channels` is passed on to it where it has such an argument.
+            `in_channels` and `spatial_dims` are passed on to it where it has such arguments.
         in_channels: C.
         num_classes: K.
-        spatial_dims: 2 or 3, those of the encoder.
+        spatial_dims: 2 or 3.
         channels: Channels of the encoder's maps, the finest first. None: asked of the encoder.
         widths: Channels of the decoder's levels, the finest first, one less than maps. None: those of the skips, at
             most 256.
@@ -142,7 +142,7 @@ class EncoderUNet(nn.Module):
                 f"{in_channels}, {num_classes} and {image_width}."
             )
         self.spatial_dims, self.in_channels, self.num_classes = spatial_dims, in_channels, num_classes
-        self.encoder = _encoder(encoder, in_channels)
+        self.encoder = _encoder(encoder, in_channels=in_channels, spatial_dims=spatial_dims)
         if channels is None:
             channels = feature_channels(self.encoder, in_channels, spatial_dims)
         self.channels = _numbers("channels", channels)
@@ -264,16 +264,18 @@ def enlarged(x: Tensor, size: Sequence[int], mode: str) -> Tensor:
     return x if x.shape[2:] == tuple(size) else F.interpolate(x, size, mode=mode, align_corners=False)
 
 
-def _encoder(encoder: Mapping | nn.Module, in_channels: int) -> nn.Module:
-    if isinstance(encoder, Mapping) and "in_channels" not in encoder:
+def _encoder(encoder: Mapping | nn.Module, **stated: int) -> nn.Module:
+    """Return the encoder; a config need not repeat what `stated` says, and must not say otherwise."""
+    if isinstance(encoder, Mapping):
         factory = factory_of(encoder.get("type"))
-        if callable(factory) and "in_channels" in argument_names(factory):
-            encoder = {**encoder, "in_channels": in_channels}
-    elif isinstance(encoder, Mapping) and encoder["in_channels"] != in_channels:
-        raise ConfigError(
-            f"EncoderUNet: in_channels={in_channels}, but its encoder has in_channels={encoder['in_channels']}. Give the "
-            "number once, to EncoderUNet."
-        )
+        taken = argument_names(factory) if callable(factory) else ()
+        for name, value in stated.items():
+            if encoder.get(name, value) != value:
+                raise ConfigError(
+                    f"EncoderUNet: {name}={value}, but its encoder has {name}={encoder[name]}. Give the number once, to "
+                    "EncoderUNet."
+                )
+        encoder = {**{name: value for name, value in stated.items() if name in taken}, **encoder}
     return build_module(encoder, "EncoderUNet: encoder")
 
 

@@ -168,8 +168,10 @@ CARD = NetworkCard(
     licence="original: CC-BY-NC 4.0, its weights too; this is written from the papers",
     dims=(2, 3),
     configurations={
-        "MoCo_v1_r50": Configuration(dict(encoder="resnet50"), 47_540_608),
-        "MoCo_v2_r50": Configuration(dict(encoder="resnet50", temperature=0.2, mlp_head=True), 55_933_312),
+        "MoCo_v1_r50": Configuration(dict(encoder="resnet50"), 47_540_608, (3, 224, 224)),
+        "MoCo_v2_r50": Configuration(
+            dict(encoder="resnet50", temperature=0.2, mlp_head=True), 55_933_312, (3, 224, 224)
+        ),
         "MoCo_v2_small_r18": Configuration(
             dict(encoder="resnet18", dim=16, queue_size=64, temperature=0.2, mlp_head=True), 22_894_752
         ),

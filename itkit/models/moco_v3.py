@@ -357,9 +357,9 @@ CARD = NetworkCard(
     licence="original: CC-BY-NC 4.0, its weights too; this is written from the paper",
     dims=(2, 3),
     configurations={
-        "MoCo_v3_r50": Configuration(dict(encoder="resnet50"), 68_012_160),
-        "MoCo_v3_vit_small": Configuration(dict(encoder="vit_small"), 84_266_752),
-        "MoCo_v3_vit_base": Configuration(dict(encoder="vit_base"), 215_678_464),
+        "MoCo_v3_r50": Configuration(dict(encoder="resnet50"), 68_012_160, (3, 224, 224)),
+        "MoCo_v3_vit_small": Configuration(dict(encoder="vit_small"), 84_266_752, (3, 224, 224)),
+        "MoCo_v3_vit_base": Configuration(dict(encoder="vit_base"), 215_678_464, (3, 224, 224)),
     },
     small=dict(in_channels=1, encoder="resnet18", dim=8, hidden=16, width=4),
     small_size=(45, 38),

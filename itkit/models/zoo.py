@@ -45,7 +45,7 @@ class Configuration:
         parameters: Number of parameters of the original.
         input_size: Canonical input (C, Z, Y, X) or (C, Y, X) for the cost; None where none was measured.
         gmacs: 10^9 multiply-adds of convolutions, matrix products and attention at `input_size`; None where not measured.
-        scan_gflops: 10^9 operations of selective scans besides (9 * B * L * D * N).
+        scan_gflops: 10^9 operations of selective scans besides, B * L * D * (9 * N + 2).
     """
 
     arguments: Mapping[str, Any]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from itkit.errors import ConfigError
 
-CHUNK = 64
-"""Positions that are scanned together where the scan is written as a graph."""
+CHUNK = 8
+"""Positions that are scanned together where the scan is written as a graph, and then chunks, and so on."""
 
 
 def selective_scan(
@@ -68,8 +68,9 @@ def selective_scan(
     if u.is_cuda and u.dtype != torch.float64 and not traced and (kernel := _mamba_kernel()) is not None:
         A, D, delta_bias = (None if part is None else part.float() for part in (A, D, delta_bias))
         return kernel(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+    delta = delta.to(_sum_type(u, A))
     if delta_bias is not None:
-        delta = delta + delta_bias[:, None].to(delta.dtype)
+        delta = delta + delta_bias[:, None]
     if delta_softplus:
         delta = F.softplus(delta)
     y, last = _scan_as_graph(u, delta, A, B, C) if traced else _scan(u, delta, A, B, C)[:2]
@@ -264,7 +265,19 @@ def _plan_of(u: Tensor, A: Tensor, B: Tensor) -> _Plan:
     return _plan(batch, groups, channels, states, length, u.device.type)
 
 
+def _without_autocast(operation):
+    """Return `operation` for tensors; within it, products are not made in half precision."""
+
+    @functools.wraps(operation)
+    def run(u: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(u.device.type, enabled=False):
+            return operation(u, *others)
+
+    return run
+
+
 @torch.library.custom_op("itkit::selective_scan", mutates_args=())
+@_without_autocast
 def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the outputs (N, D, L), the last state (N, D, states), and the state in front of every block."""
     batch, groups, states, channels, length = _sizes(u, A, B)
@@ -302,6 +315,7 @@ def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor
 
 
 @torch.library.custom_op("itkit::selective_scan_backward", mutates_args=())
+@_without_autocast
 def _scan_backward(
     dy: Tensor, dlast: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, befores: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -371,24 +385,29 @@ _scan.register_autograd(_differentiate, setup_context=_remember)
 
 
 def _scan_as_graph(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """Return outputs and last state by doubling, within chunks and then from chunk to chunk; all operations are PyTorch's."""
-    batch, groups, states, channels, length = _sizes(u, A, B)
+    """Return the outputs and the last state by operations of PyTorch alone, few of them however long the sequence is."""
+    groups = B.shape[1]
     dtype = _sum_type(u, A)
     rate = A.to(dtype).unflatten(0, (groups, -1)).transpose(1, 2)
     u, delta = (_grouped(part.to(dtype), groups).unsqueeze(-2) for part in (u, delta))
     B, C = (part.to(dtype).permute(3, 0, 1, 2).unsqueeze(-1) for part in (B, C))
-    chunk = min(CHUNK, length)
-    chunks = -(-length // chunk)
-    missing = chunks * chunk - length
+    state = _states_as_graph((delta * rate).exp(), delta * u * B)
+    y = (state * C).sum(-2)
+    return y.permute(1, 2, 3, 0).flatten(1, 2), state[-1].transpose(2, 3).flatten(1, 2)
+
+
+def _states_as_graph(decay: Tensor, drive: Tensor) -> Tensor:
+    """Return the states of the recurrence from zero: within chunks by doubling, from chunk to chunk by the same again."""
+    length = decay.shape[0]
+    if length <= CHUNK:
+        return _prefixes(decay, drive)[1]
+    missing = -length % CHUNK
 
     def cut(x: Tensor) -> Tensor:
         x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
-        return x.unflatten(0, (chunks, chunk)).transpose(0, 1)
+        return x.unflatten(0, (-1, CHUNK)).transpose(0, 1)
 
-    decay, state = _prefixes(cut(delta * rate).exp(), cut(delta * u * B))
-    if chunks > 1:
-        _, ends = _prefixes(decay[-1], state[-1])
-        state = state + decay * torch.cat([torch.zeros_like(ends[:1]), ends[:-1]])
-    last = state[-1, -1].transpose(2, 3).flatten(1, 2)
-    y = (state * cut(C)).sum(-2).transpose(0, 1).flatten(0, 1)[:length]
-    return y.permute(1, 2, 3, 0).flatten(1, 2), last
+    decay, state = _prefixes(cut(decay), cut(drive))
+    ends = _states_as_graph(decay[-1, :-1], state[-1, :-1])
+    state = torch.cat([state[:, :1], state[:, 1:] + decay[:, 1:] * ends], 1)
+    return state.transpose(0, 1).flatten(0, 1)[:length]

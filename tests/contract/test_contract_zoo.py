@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ CARDS = list(cards().values())
 every_network = pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
 SEGMENTING = [card for card in CARDS if card.segments]
 every_segmenter = pytest.mark.parametrize("card", SEGMENTING, ids=lambda card: card.name)
+ENCODERS = [card for card in CARDS if not card.segments]
+every_encoder = pytest.mark.parametrize("card", ENCODERS, ids=lambda card: card.name)
 
 
 def build(card, **changes):
@@ -67,10 +71,8 @@ def test_any_number_of_channels_and_classes(card, channels, classes):
     assert first.shape[1] == classes
 
 
-@every_segmenter
+@pytest.mark.parametrize("card", [card for card in SEGMENTING if card.divisor > 1], ids=lambda card: card.name)
 def test_a_size_that_does_not_fit_is_refused_with_the_divisor(card):
-    if card.divisor == 1:
-        pytest.skip("any size goes")
     size = tuple(count + 1 for count in card.small_size)
     with pytest.raises(ConfigError, match=str(card.divisor)):
         build(card).eval()(picture(card, size=size))
@@ -89,10 +91,52 @@ def test_training_reaches_every_parameter_but_the_listed_ones(card):
         assert any(fnmatch.fnmatch(name, pattern) for name in without), f"{pattern} does get a gradient"
 
 
+@every_segmenter
+def test_other_sizes_go_too(card):
+    size = tuple(count + card.divisor for count in card.small_size)
+    if "image_size" in inspect.signature(MODELS.get(card.name)).parameters:
+        with pytest.raises(ConfigError, match="image_size"):
+            build(card).eval()(picture(card, size=size))
+        net = build(card, image_size=size)
+    else:
+        net = build(card)
+    with torch.no_grad():
+        first = outputs_of(net.eval()(picture(card, size=size)))[0]
+    assert first.shape[2:] == size
+    assert torch.isfinite(first).all()
+
+
 @every_network
 def test_the_smallest_batch_trains(card):
     answers = outputs_of(build(card).train()(picture(card, card.least_batch)))
     assert all(torch.isfinite(answer).all() for answer in answers)
+
+
+@every_network
+def test_a_batch_of_one_trains_or_the_card_says_why_not(card):
+    net, x = build(card).train(), picture(card, 1)
+    if card.least_batch == 1:
+        assert all(torch.isfinite(answer).all() for answer in outputs_of(net(x)))
+        return
+    with pytest.raises((ConfigError, ValueError), match="more than 1 value per channel|at least 2|two"):
+        net(x)
+    with torch.no_grad():
+        assert all(torch.isfinite(answer).all() for answer in outputs_of(net.eval()(x)))
+
+
+@every_encoder
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_an_encoder_takes_any_number_of_channels(card, channels):
+    with torch.no_grad():
+        answers = outputs_of(build(card, in_channels=channels).eval()(picture(card, 1, channels)))
+    assert all(torch.isfinite(answer).all() for answer in answers)
+
+
+@every_network
+def test_another_number_of_channels_than_it_was_built_for_is_refused(card):
+    net = build(card, in_channels=2).eval()
+    with pytest.raises(ConfigError, match="2, .*found"):
+        net(picture(card, 1, 3))
 
 
 @every_network
@@ -123,14 +167,28 @@ def test_nothing_is_printed(card, capfd):
 
 
 @every_network
-def test_it_can_be_exported_as_stated(card):
+def test_it_can_be_exported_as_stated(card, tmp_path):
+    """``torch.export``, and from its program ONNX, which ONNX Runtime computes."""
     if not card.exports:
         pytest.skip("the card says that it cannot")
     net, x = build(card).eval(), picture(card, 1)
     program = torch.export.export(net, (x,))
     with torch.no_grad():
-        for a, b in zip(outputs_of(program.module()(x)), outputs_of(net(x)), strict=True):
+        expected = outputs_of(net(x))
+        for a, b in zip(outputs_of(program.module()(x)), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    if not card.onnx:
+        return
+    runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    path = tmp_path / "net.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(program, (x,), str(path), dynamo=True, verbose=False)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    answers = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for a, b in zip(answers, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-3, atol=1e-3 * b.std().item())
 
 
 @every_network

@@ -53,7 +53,7 @@ def test_it_learns_a_picture_by_heart(name, channels):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert min(losses[-3:]) < 0.93 * losses[0]
+    assert min(losses[-3:]) < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize(

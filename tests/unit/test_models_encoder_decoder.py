@@ -103,8 +103,9 @@ def test_encoders_by_name_get_the_channels_of_the_image():
     assert net(torch.randn(2, 2, 40, 33)).shape == (2, 3, 40, 33)
     features = dict(type="monai.ResNetFeatures", model_name="resnet18", pretrained=False)
     with torch.device("meta"):
-        net = EncoderUNet(features, 1, 2, spatial_dims=3).eval()
-        assert net(torch.empty(1, 1, 32, 32, 40)).shape == (1, 2, 32, 32, 40)
+        for size in ((32, 40), (32, 32, 40)):
+            net = EncoderUNet(features, 2, 3, spatial_dims=len(size)).eval()
+            assert net(torch.empty(1, 2, *size)).shape == (1, 3, *size)
 
 
 def test_a_module_of_ones_own_class_is_taken_as_it_is():
@@ -145,6 +146,8 @@ def test_impossible_arguments_are_refused():
         EncoderUNet(Pyramid(), deep_supervision=3)
     with pytest.raises(ConfigError, match="in_channels=1, but its encoder has in_channels=3"):
         EncoderUNet(dict(type=Pyramid, in_channels=3), 1)
+    with pytest.raises(ConfigError, match="spatial_dims=2, but its encoder has spatial_dims=3"):
+        EncoderUNet(dict(type="monai.ResNetFeatures", spatial_dims=3), 1)
     with pytest.raises(
         ConfigError, match="EncoderUNet: encoder: no model is called 'SubvoxelUNett'. Nearest: SubvoxelUNet"
     ):

@@ -7,9 +7,11 @@ import types
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 
 from itkit.errors import ConfigError, MissingDependency
+from itkit.mm.config_check import check_config
 from itkit.models import EncoderUNet, MMSegBackboneHead, TimmEncoder
 from itkit.registry import MODELS
 
@@ -109,3 +111,12 @@ def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingDependency, match=r"needed for the encoder 'resnet18'.*pip install 'itkit\[timm\]'"):
         MODELS.build(dict(type="timm.resnet18"))
+
+
+def test_the_check_of_a_config_knows_such_names_and_their_arguments():
+    encoder = dict(type="timm.resnet18", out_indices=(0, 1))
+    model = dict(type="EncoderUNet", in_channels=1, num_classes=3, encoder=encoder)
+    check_config(Config(dict(model=model)))
+    encoder["out_indicees"] = encoder.pop("out_indices")
+    with pytest.raises(ConfigError, match='no argument "out_indicees". Did you mean out_indices'):
+        check_config(Config(dict(model=model)))
