@@ -72,7 +72,8 @@ def export_onnx(
 
     The batch may have any size; windows have the recipe's patch size, or any size with `dynamic_size`. Before the file gets
     its name it is checked by onnx, loaded by ONNX Runtime on the CPU, and compared with PyTorch: on batches of 1, 2 and 3
-    random windows (with `dynamic_size` on two other sizes too) and on `real_windows`. One logit beyond `TOLERANCE` and there is no file.
+    random windows (with `dynamic_size` on two other sizes too) and on
+    `real_windows`. One logit beyond `TOLERANCE` and there is no file.
 
     Args:
         network: Windows (B, C, *patch) to logits (B, K, *patch). Neither it nor its mode is changed.
@@ -191,8 +192,8 @@ def _graph_of(network: nn.Module, shape: tuple[int, ...], dynamic_size: bool, op
     if fixed:
         names = ["batch", "channels", *"ZYX"[-(len(shape) - 1) :]]
         raise ExportError(
-            f"{path}: {type(network).__name__} works for one size alone along {', '.join(names[axis] for axis in fixed)}, so that "
-            "cannot vary. Nothing was written."
+            f"{path}: {type(network).__name__} works for one size alone along {', '.join(names[axis] for axis in fixed)}, so "
+            "that cannot vary. Nothing was written."
         )
     _strip(model.graph)
     for function in model.functions:
@@ -252,8 +253,8 @@ def _verified(
                 difference, logit = _difference(network, backend, windows)
             except Exception as error:  # border: a network's own code, or ONNX Runtime, refuses what was asked for
                 raise ExportError(
-                    f"{path}: a batch of {len(windows)} {kind} windows {windows.shape[1:]} (channels, then size) cannot be computed "
-                    f"({_first_cause(error)}). Nothing was written."
+                    f"{path}: a batch of {len(windows)} {kind} windows {windows.shape[1:]} (channels, then size) cannot be "
+                    f"computed ({_first_cause(error).replace(os.fspath(file), path.name)}). Nothing was written."
                 ) from error
             if not difference <= TOLERANCE * max(1.0, logit):  # NaN is not
                 raise ExportError(
