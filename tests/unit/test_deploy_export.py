@@ -148,9 +148,10 @@ class TestFile:
 
 
 class TestSizes:
-    def test_sizes_that_vary(self, network, tmp_path):
+    def test_whole_images_have_sizes_that_vary(self, network, tmp_path):
         recipe = RECIPE.replaced(patch_size_zyx=None)
-        export_onnx(network, recipe, tmp_path / "n.onnx", dynamic_size=True)
+        found = export_onnx(network, recipe, tmp_path / "n.onnx")
+        assert found.random_windows == 8
         for shape in ((1, 1, 4, 8, 6), (3, 1, 10, 2, 12)):
             assert compare(network, tmp_path / "n.onnx", shape) < 1e-5
         network.train()
@@ -161,10 +162,6 @@ class TestSizes:
         export_onnx(Slices(), recipe, tmp_path / "n.onnx")
         torch.manual_seed(1)
         assert compare(Slices(), tmp_path / "n.onnx", (5, 3, 6, 10)) < 1e-5
-
-    def test_whole_images_need_sizes_that_vary(self, network, tmp_path):
-        with pytest.raises(UsageError, match="the recipe has no patch size: the network sees whole images of any size"):
-            export_onnx(network, RECIPE.replaced(patch_size_zyx=None), tmp_path / "n.onnx")
 
 
 class ByHand(nn.Module):
