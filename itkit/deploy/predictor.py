@@ -16,6 +16,7 @@ import numpy as np
 from itkit.deploy.backends import Backend
 from itkit.deploy.recipe import Recipe
 from itkit.errors import DataError, UsageError
+from itkit.io.orientation import require_code
 from itkit.io.preprocessing import Prepared, check_steps, prepare
 from itkit.io.volumes import Volume, from_image, read_volume
 from itkit.measures.confidence import CaseConfidence, ConfidenceSums, inverse_entropy
@@ -219,6 +220,7 @@ class Predictor:
         if window_level is not None or window_width is not None:
             steps = _with_window(steps, window_level, window_width)
         if orientation is not None:
+            require_code(orientation)
             steps = [step for step in steps if step["type"] != "Orient"]
             first = 1 if steps and steps[0]["type"] == "LoadVolume" else 0
             steps.insert(first, {"type": "Orient", "orientation": orientation})
