@@ -1,4 +1,7 @@
-"""Do Python, the command and an ONNX file say the same of every voxel? Section `agreement` of tools/bench_inference.py."""
+"""Do Python, the command and an ONNX file say the same of every voxel? python tools/inference_agreement.py
+
+Also section `agreement` of tools/bench_inference.py. It needs a trained model (`mmrun 1.0 --models unet_small`) and its data.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,23 @@ def agreement(options: argparse.Namespace) -> None:
     """Predict all validation and test cases of a trained model in every way, and compare the labels voxel by voxel.
 
     Labels may only differ where the two largest logits are within `TIE`, judged by PyTorch's averaged probabilities.
+
+    Args:
+        options: May have ``experiment``, ``model`` and ``device``.
     """
     from itkit.deploy import Predictor
     from itkit.deploy.trained import of_experiment
     from itkit.deploy.trained_export import export_trained
+    from itkit.errors import ItkitError
     from itkit.io.volumes import read_volume
 
     console = Console(width=150)
-    trained = of_experiment(options.experiment, options.model)
+    experiment, name_of_model = getattr(options, "experiment", "1.0"), getattr(options, "model", "unet_small")
+    try:
+        trained = of_experiment(experiment, name_of_model)
+    except ItkitError as error:
+        console.print(f"agreement: not measured; {error}", markup=False)
+        return
     cases = list(images_of(trained.config))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
@@ -37,7 +49,7 @@ def agreement(options: argparse.Namespace) -> None:
         (Path(folder) / "in").mkdir()
         for case in cases:
             (Path(folder) / "in" / case.name).symlink_to(case.resolve())
-        model = ["--experiment", options.experiment, "--model", options.model]
+        model = ["--experiment", experiment, "--model", name_of_model]
         for name, words in (("torch", model), ("onnx", ["--onnx", str(file)])):
             command = [
                 sys.executable,
@@ -51,7 +63,7 @@ def agreement(options: argparse.Namespace) -> None:
                 f"{folder}/{name}",
             ]
             subprocess.run([*command, *words, "--format", "mha"], check=True, stdout=subprocess.DEVNULL)
-        python = Predictor.from_experiment(options.experiment, options.model, device=options.device)
+        python = Predictor.from_experiment(experiment, name_of_model, device=getattr(options, "device", "cpu"))
         by_onnx = Predictor.from_onnx(file)
         ways = ("the command", "Python with the ONNX file", "the command with the ONNX file")
         differing, tied = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0)
@@ -101,3 +113,16 @@ def tie_of(probabilities: np.ndarray) -> np.ndarray:
     shares = np.concatenate([1 - probabilities, probabilities]) if len(probabilities) == 1 else probabilities
     second, first = np.partition(shares.astype(np.float64), -2, axis=0)[-2:]
     return np.log(first) - np.log(np.maximum(second, 1e-300)) < TIE
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--experiment", default="1.0", help="as mmrun takes it (default 1.0)")
+    parser.add_argument("--model", default="unet_small", help="its model (default unet_small)")
+    parser.add_argument("--device", default="cpu", help="where PyTorch computes (default cpu)")
+    agreement(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
