@@ -136,7 +136,7 @@ def _remedy(waiting: _Waiting, means: WindowMeans) -> str | None:
     batch = waiting.batches[0]
     if batch.answers is None and len(batch.windows) > 1:
         waiting.halve()
-        return f"going on with at most {waiting.most} windows at a time."
+        return f"going on with at most {waiting.most} window{'s' * (waiting.most > 1)} at a time."
     if means.move("cpu"):
         return "the mean over windows is kept in the memory of the CPU from now on."
     return None
