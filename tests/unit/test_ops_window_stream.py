@@ -17,6 +17,7 @@ from itkit._support.large_memory import ZeroedBlocks, prefer_large_pages
 from itkit.errors import ConfigError, PredictionError
 from itkit.ops.largest_class import labels_of_scores
 from itkit.ops.memory_errors import is_memory_error
+from itkit.ops.window_lattice import WindowLattice
 from itkit.ops.window_stream import stream_windows
 
 
@@ -401,3 +402,19 @@ def test_numpy_arrays_need_no_torch():
     )
     with warnings.catch_warnings():
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "plain.mha"])
+def test_windows_come_from_the_file_and_compressed_planes_are_met_once(tmp_path, name):
+    from itkit.io.regions import open_regions
+    from itkit.io.volumes import Volume, write_volume
+
+    size = (29, 13, 40)  # the last layer is shifted inside; its rows take turns with those of the one before
+    array = np.random.default_rng(0).integers(-99, 99, size).astype(np.int16)
+    write_volume(tmp_path / name, Volume(array), compress=not name.startswith("plain"))
+    options = {"patch_size": (8, 6, 10), "patch_stride": (6, 3, 5), "row_axis": 2, "whole_planes": False}
+    assert len(WindowLattice(size, (8, 6, 10), (6, 3, 5), order=(0, 2, 1), cut=2).layers[-1]) == 2
+    with open_regions(tmp_path / name) as regions:
+        slabs = stream_windows(regions.read, size, 1, lambda w: w.astype(np.float32) * 2, **options)
+        np.testing.assert_array_equal(whole(slabs, size, 1)[0], array * 2.0)
+        assert regions.restarts == 0
