@@ -45,7 +45,7 @@ class TestNumbers:
         assert isinstance(backend, Backend)
         assert (backend.name, backend.device) == ("onnx", "cpu")
 
-    @pytest.mark.parametrize("count", [1, 3, 4, 7])
+    @pytest.mark.parametrize("count", [1, 3, 4, 8])
     def test_a_graph_with_a_fixed_batch_is_asked_in_parts(self, tmp_path, count):
         backend = OnnxBackend(write_graph(tmp_path / "n.onnx", batch=3), device="cpu")
         np.testing.assert_allclose(ask(backend, windows(count)), logits_of(windows(count)), rtol=1e-6, atol=1e-6)
