@@ -224,7 +224,7 @@ def _oriented(steps: list[dict[str, Any]], config: Config) -> list[dict[str, Any
         return steps
     try:
         found = orientations_of_data(config)
-    except (ItkitError, OSError, AttributeError) as error:
+    except Exception as error:  # border: a dataset may be anybody's, and the images may be elsewhere
         warnings.warn(
             f"the orientation of the training data is not known ({error}); images are taken as they lie. If theirs may differ, "
             "say it (orientation=, --orientation), or put the transform Orient into the pipelines.",
@@ -242,7 +242,7 @@ def orientations_of_data(config: Config) -> set[str]:
 
     Raises:
         ItkitError: If there is no training, or its data are not here.
-        AttributeError: If its dataset is none of itkit's.
+        Exception: Whatever a dataset that is none of itkit's raises.
     """
     dataset = dataset_of(config, "train")
     if dataset is None:

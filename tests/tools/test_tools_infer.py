@@ -232,6 +232,24 @@ def test_dicom_in_and_out(infer, world, predictor, tmp_path):
     assert "and no DICOM series either" in infer(tmp_path / "empty", tmp_path / "y")[2]
 
 
+def test_each_worker_takes_the_next_gpu(monkeypatch):
+    import multiprocessing
+    from types import SimpleNamespace
+
+    from itkit.deploy.infer import Infer
+
+    words = {"source": "a", "destination": "b", "experiment": "0.1"}
+    assert Infer(**words).processes == 1
+    assert Infer(**words)._device() is None
+    assert Infer(**words, gpus=0)._device() == "cpu"
+    two = Infer(**words, gpus=2)
+    assert two.processes == 2
+    for name, device in (("ForkServerProcess-1", "cuda:0"), ("ForkServerProcess-2", "cuda:1"), ("ForkServerProcess-5", "cuda:0"),
+                         ("MainProcess", "cuda:0")):  # fmt: skip
+        monkeypatch.setattr(multiprocessing, "current_process", lambda name=name: SimpleNamespace(name=name))
+        assert two._device() == device
+
+
 KILLED = """
 import sys
 from itkit.cli.main import run_tool
