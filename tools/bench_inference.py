@@ -365,12 +365,24 @@ def stages_child(kind: str, options: argparse.Namespace) -> dict:
     return {**total, "cases": len(files)}
 
 
+# ---------------------------------------------------------------------------------------------- section: agreement
+
+
+def agreement(options: argparse.Namespace) -> None:
+    """Python, the command and an ONNX file, voxel by voxel."""
+    import inference_agreement
+
+    inference_agreement.agreement(options)
+
+
 # ------------------------------------------------------------------------------------------------ all the sections
+
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
     "overhead": overhead,
     "large": large,
     "stages": stages,
+    "agreement": agreement,
 }
 """Sections by name, in the order in which they run; a new one is a function and an entry here."""
 CHILDREN: dict[str, Callable[[str, argparse.Namespace], dict]] = {
