@@ -115,13 +115,6 @@ def sliding_window_inference(
         (max(p - n, 0) // 2, max(p - n, 0) - max(p - n, 0) // 2) for n, p in zip(size, lattice.patch, strict=True)
     ]
     padded = _pad(xp, inputs, margins, pad_value)
-    total = None
-
-    def cell(volume: int, classes: int) -> Any:
-        nonlocal total
-        if total is None:
-            total = _zeros(xp, (inputs.shape[0], classes, *size), accumulate_device)
-        return total[volume]
 
     def gather(batch: Sequence[tuple[int, tuple[int, ...]]]) -> Any:
         parts = []
@@ -131,13 +124,7 @@ def sliding_window_inference(
             parts.append(padded[(volume, slice(None), *place)])
         return xp.stack(parts)
 
-    means = WindowMeans(
-        lattice,
-        blending=blending,
-        sigma_scale=sigma_scale,
-        device=accumulate_device,
-        cell=cell if argmax_batchsize is None else None,
-    )
+    means = WindowMeans(lattice, blending=blending, sigma_scale=sigma_scale, device=accumulate_device)
     cells = run_windows(
         lattice,
         means,
@@ -150,9 +137,15 @@ def sliding_window_inference(
     )
     if argmax_batchsize is not None:
         return xp.concatenate([largest_class(scores[None], argmax_batchsize) for _, _, scores in cells])
-    parts = [scores for _, _, scores in cells]
-    whole = all(part.device == total.device for part in parts) if xp is not np else True
-    return total if whole else xp.stack([part.to("cpu") for part in parts])
+    total = None
+    for volume, _, scores in cells:
+        if total is None and inputs.shape[0] == 1:
+            return scores[None]
+        if total is None:
+            shape = (inputs.shape[0], *scores.shape)
+            total = np.empty(shape, np.float32) if xp is np else scores.new_empty(shape)
+        total[volume] = scores
+    return total
 
 
 def _device(xp: ModuleType, inputs: Any, device: Any) -> Any:
@@ -168,7 +161,3 @@ def _pad(xp: ModuleType, array: Any, margins: Sequence[tuple[int, int]], value: 
         return np.pad(array, [(0, 0), (0, 0), *margins], constant_values=value)
     flat = [width for pair in reversed(margins) for width in pair]
     return xp.nn.functional.pad(array, flat, value=value)
-
-
-def _zeros(xp: ModuleType, shape: tuple[int, ...], device: Any) -> Any:
-    return np.zeros(shape, np.float32) if xp is np else xp.zeros(shape, dtype=xp.float32, device=device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,6 @@ class WindowMeans:
         device: Where the means are kept; None: where the answers are. Torch only.
         outside: Scores (K,) of voxels outside of the lattice's box. None: the first class, or no class at all where the
             classes are independent or there is only one.
-        cell: Returns zeros (K, *spatial) for the number of a volume and K, where the volume is one cell. None: cells are made
-            here.
     """
 
     def __init__(
@@ -46,10 +44,9 @@ class WindowMeans:
         independent: bool = False,
         device: Any = None,
         outside: Sequence[float] | None = None,
-        cell: Callable[[int, int], Any] | None = None,
     ):
         self._lattice, self._activation, self._independent = lattice, activation, independent
-        self._device, self._outside, self._make = device, outside, cell
+        self._device, self._outside = device, outside
         self._shares = WindowShares(lattice, blending_profiles(lattice.patch, blending, sigma_scale))
         self._cells: dict[tuple, Any] = {}
         self._example: Any = None
@@ -133,8 +130,6 @@ class WindowMeans:
         return scores
 
     def _cell(self, key: tuple, device: Any) -> Any:
-        if key not in self._cells and self._make is not None:
-            self._cells[key] = to_device(self._make(key[0], self._classes), device)
         if key not in self._cells:
             shape = [part.stop - part.start for part in self._lattice.box_of(key[1:])]
             self._cells[key] = zeros((self._classes, *shape), self._example, device, self._blocks.zeros)
