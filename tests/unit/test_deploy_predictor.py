@@ -209,6 +209,18 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(average):
     assert np.array_equal(one.labels.array, Predictor(members[0])(image).labels.array)
 
 
+def test_an_ensemble_of_sigmoids_is_the_mean_of_the_probabilities_too():
+    image = volume()
+    single = {**WINDOWS, "classes": ("no", "yes"), "activation": "sigmoid", "threshold": 0.3}
+    members = [Shifted(shift, **single) for shift in (-5.0, 0.0, 8.0)]
+    found = Predictor(EnsembleBackend(members))(image, probabilities=True)
+    alone = [Predictor(member)(image, probabilities=True).probabilities for member in members]
+    mean = np.mean(alone, axis=0)
+    np.testing.assert_allclose(found.probabilities, mean, atol=1e-5)
+    clear = np.abs(mean[0] - 0.3) > 1e-5
+    assert np.array_equal(found.labels.array[clear], mean[0][clear] > 0.3)
+
+
 def test_members_must_see_and_say_the_same():
     with pytest.raises(ConfigError, match="at least one model"):
         EnsembleBackend([])
