@@ -1,108 +1,84 @@
-"""Spare a loop over large arrays the cost of asking the system for memory again and again.
+"""Ask the system for the memory of large arrays in large pages, because each small page costs a fault and is zeroed alone.
 
-A large block that is freed goes back to the system, and the next one is made of fresh pages, each zeroed at its first use.
-A loop that makes and drops such blocks, as a network does window by window, can spend more time on that than on arithmetic.
+A network that answers window by window makes and drops a large array each time; with pages of 4 KiB that can take longer than
+its arithmetic.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import math
 import mmap
-import sys
-import threading
-from collections.abc import Iterator
+import os
+import weakref
 
 import numpy as np
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_USUAL_MMAP_MAX = 65536
-_LARGEST_MMAP_THRESHOLD = 32 << 20
-"""Where glibc's own, growing threshold ends; touching one of the three stops it from growing further."""
-_NEVER = 2**31 - 1
 _HUGE_PAGE = 2 << 20
-
-_lock = threading.Lock()
-_inside = {"keeping": 0, "reusing": 0}
+_TORCH_SWITCH = "THP_MEM_ALLOC_ENABLE"
 
 
-class FreedMemory:
-    """Keep freed blocks for the next ones that are as large, within ``with`` and only on Linux with glibc; else do nothing.
+def prefer_large_pages() -> None:
+    """Let torch ask for large pages for its CPU tensors of 2 MiB and more, unless the environment says otherwise.
 
-    ``with FreedMemory() as memory:`` surrounds the loop, ``with memory.reused():`` the calls in it that make large blocks.
-    Only what is made inside ``reused`` comes from kept memory; at the end of the loop all that is free goes back to the
-    system. Results do not depend on it. It concerns the whole process, may be nested and used from several threads.
+    Torch looks at its switch when it makes its first tensor; later it is without effect. Numbers do not depend on it. The
+    kernel must allow it (``madvise`` or ``always`` in ``/sys/kernel/mm/transparent_hugepage/enabled``, the usual setting).
+    """
+    os.environ.setdefault(_TORCH_SWITCH, "1")
+
+
+class ZeroedBlocks:
+    """Makes arrays of zeros again and again, from the memory of earlier ones that nobody uses any more.
+
+    A free block is taken where it fits well; where none does, free blocks go back to the system before new memory is asked for,
+    so that no more is held than the arrays that are in use at a time, and a tenth.
     """
 
-    def __enter__(self) -> FreedMemory:
-        with _lock:
-            _inside["keeping"] += 1
-            if _inside["keeping"] == 1:
-                _option(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
-                _option(_TRIM_THRESHOLD, _NEVER)
-        return self
+    def __init__(self):
+        self._blocks: list[_Block] = []
 
-    def __exit__(self, *_: object) -> None:
-        with _lock:
-            _inside["keeping"] -= 1
-            if _inside["keeping"] == 0:
-                _option(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
-                library = _glibc()
-                if library is not None:
-                    library.malloc_trim(0)
+    def zeros(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return float32 zeros of `shape`.
 
-    @contextlib.contextmanager
-    def reused(self) -> Iterator[None]:
-        """Serve blocks of any size from kept memory."""
-        with _lock:
-            _inside["reusing"] += 1
-            if _inside["reusing"] == 1:
-                _option(_MMAP_MAX, 0)
+        Raises:
+            MemoryError: If there is not enough.
+        """
+        size = 4 * math.prod(shape)
+        if size < 2 * _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+            return np.zeros(shape, np.float32)
+        for block in self._blocks:
+            if block.is_free and size <= block.size <= 1.1 * size:
+                array = block.array(size)
+                array[:] = 0
+                return array.reshape(shape)
+        self._blocks = [block for block in self._blocks if not block.is_free]
+        block = _Block(size)
+        self._blocks.append(block)
+        return block.array(size).reshape(shape)
+
+
+class _Block:
+    """Memory in large pages, zeroed by the system, and whether anybody uses it."""
+
+    def __init__(self, size: int):
+        self.size = size
         try:
-            yield
-        finally:
-            with _lock:
-                _inside["reusing"] -= 1
-                if _inside["reusing"] == 0:
-                    _option(_MMAP_MAX, _USUAL_MMAP_MAX)
+            self._memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryError(f"no {size / 2**30:.2f} GiB of memory for one array") from error
+        self._offset = -np.frombuffer(self._memory, np.uint8, 1).ctypes.data % _HUGE_PAGE
+        with contextlib.suppress(
+            OSError
+        ):  # a kernel without large pages; a last page that would not be filled stays small
+            self._memory.madvise(mmap.MADV_HUGEPAGE, self._offset, size // _HUGE_PAGE * _HUGE_PAGE)
+        self._user: weakref.ref | None = None
 
+    @property
+    def is_free(self) -> bool:
+        return self._user is None or self._user() is None
 
-def large_zeros(shape: tuple[int, ...], dtype: str | np.dtype = "float32") -> np.ndarray:
-    """Return zeros whose memory comes in large pages where the system has them, and goes back when the array is dropped.
-
-    Raises:
-        MemoryError: If there is not enough.
-    """
-    dtype = np.dtype(dtype)
-    count = math.prod(shape)
-    size = count * dtype.itemsize
-    if size < 2 * _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return np.zeros(shape, dtype)
-    try:
-        memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise MemoryError(f"no {size / 2**30:.2f} GiB of memory for an array of shape {tuple(shape)}") from error
-    with contextlib.suppress(OSError):  # a kernel without large pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    address = np.frombuffer(memory, np.uint8, 1).ctypes.data
-    return np.frombuffer(memory, dtype, count, -address % _HUGE_PAGE).reshape(shape)
-
-
-def _option(name: int, value: int) -> None:
-    library = _glibc()
-    if library is not None:
-        library.mallopt(name, value)
-
-
-@functools.cache
-def _glibc() -> ctypes.CDLL | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    library = ctypes.CDLL(None)
-    if not all(hasattr(library, name) for name in ("gnu_get_libc_version", "mallopt", "malloc_trim")):
-        return None
-    library.mallopt.argtypes, library.mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-    library.malloc_trim.argtypes, library.malloc_trim.restype = (ctypes.c_size_t,), ctypes.c_int
-    return library
+    def array(self, size: int) -> np.ndarray:
+        """Return the first `size` bytes as float32. Every view of the array keeps this very object alive."""
+        array = np.frombuffer(self._memory, np.float32, size // 4, self._offset)
+        self._user = weakref.ref(array)
+        return array

@@ -72,14 +72,16 @@ def export_onnx(
 
     The batch may have any size; windows have the recipe's patch size, or any size with `dynamic_size`. Before the file gets
     its name it is checked by onnx, loaded by ONNX Runtime on the CPU, and compared with PyTorch: on batches of 1, 2 and 3
-    random windows (with `dynamic_size` on two other sizes too) and on `real_windows`. One logit beyond `TOLERANCE` and there is no file.
+    random windows (with `dynamic_size` on two other sizes too) and on
+    `real_windows`. One logit beyond `TOLERANCE` and there is no file.
 
     Args:
         network: Windows (B, C, *patch) to logits (B, K, *patch). Neither it nor its mode is changed.
         recipe: What must be done before and after; input and output get the names that are written into it.
         path: The file, ``.onnx``.
         real_windows: Batches (B, C, *patch), float32, of preprocessed images to compare on.
-        dynamic_size: Let the spatial size vary too, where the network allows it.
+        dynamic_size: Let the spatial size vary too, where the network allows it. A network of whole images, whose recipe has no
+            patch size, needs that and gets it anyhow.
         opset: Version of ONNX's operators. None: what torch prefers.
         overwrite: Replace an existing file when the new one is verified.
         say: Called with one line before each step that takes time.
@@ -87,8 +89,7 @@ def export_onnx(
     Raises:
         ExportError: If torch cannot turn the network into a graph, it is too large for one file, or the graph computes other
             numbers.
-        UsageError: If the file exists, or its name does not end with ``.onnx``, or a recipe of whole images is to get a fixed
-            size.
+        UsageError: If the file exists, or its name does not end with ``.onnx``.
         DataError: If the file cannot be written.
         MissingDependency: If onnx, onnxscript or onnxruntime are not installed.
     """
@@ -97,11 +98,7 @@ def export_onnx(
     require("onnxscript", extra="export", purpose="exporting networks")
     require("onnxruntime", extra="onnx", purpose="verifying an exported network")
     onnx = require("onnx", extra="export", purpose="exporting networks")
-    if recipe.patch_size_zyx is None and not dynamic_size:
-        raise UsageError(
-            "the recipe has no patch size: the network sees whole images of any size. Give a patch size, or let the size vary "
-            "(--dynamic-size)."
-        )
+    dynamic_size = dynamic_size or recipe.patch_size_zyx is None
     network = copy.deepcopy(network).cpu().float().eval()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
     if weights > MOST_BYTES:
@@ -183,7 +180,7 @@ def _graph_of(network: nn.Module, shape: tuple[int, ...], dynamic_size: bool, op
         except Exception as error:  # border: torch raises whatever a network's own code leads it to
             what = " and sizes that vary" * dynamic_size
             raise ExportError(
-                f"{path}: torch cannot export {type(network).__name__} with a batch{what} ({_first_cause(error)}). Nothing was "
+                f"{path}: torch cannot export {_title(network)} with a batch{what} ({_first_cause(error)}). Nothing was "
                 "written."
             ) from error
     axes = model.graph.input[0].type.tensor_type.shape.dim
@@ -191,8 +188,8 @@ def _graph_of(network: nn.Module, shape: tuple[int, ...], dynamic_size: bool, op
     if fixed:
         names = ["batch", "channels", *"ZYX"[-(len(shape) - 1) :]]
         raise ExportError(
-            f"{path}: {type(network).__name__} works for one size alone along {', '.join(names[axis] for axis in fixed)}, so that "
-            "cannot vary. Nothing was written."
+            f"{path}: {_title(network)} works for one size alone along {', '.join(names[axis] for axis in fixed)}, so "
+            "that cannot vary. Nothing was written."
         )
     _strip(model.graph)
     for function in model.functions:
@@ -252,8 +249,8 @@ def _verified(
                 difference, logit = _difference(network, backend, windows)
             except Exception as error:  # border: a network's own code, or ONNX Runtime, refuses what was asked for
                 raise ExportError(
-                    f"{path}: a batch of {len(windows)} {kind} windows {windows.shape[1:]} (channels, then size) cannot be computed "
-                    f"({_first_cause(error)}). Nothing was written."
+                    f"{path}: a batch of {len(windows)} {kind} windows {windows.shape[1:]} (channels, then size) cannot be "
+                    f"computed ({_first_cause(error).replace(os.fspath(file), path.name)}). Nothing was written."
                 ) from error
             if not difference <= TOLERANCE * max(1.0, logit):  # NaN is not
                 raise ExportError(
@@ -275,6 +272,10 @@ def _difference(network: nn.Module, backend: OnnxBackend, windows: np.ndarray) -
         return math.inf, float(np.abs(expected).max())
     with np.errstate(all="ignore"):
         return float(np.abs(found - expected).max()), float(np.abs(expected).max())
+
+
+def _title(network: nn.Module) -> str:
+    return getattr(network, "title", type(network).__name__)
 
 
 def _doubled(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from itkit import __version__
 from itkit._support.files import write_text
+from itkit._support.optional import require
 from itkit._support.resources import usable_cores
 from itkit._support.threads import asked_threads
 from itkit.deploy.model_choice import ModelChoice
@@ -202,6 +203,10 @@ class Infer(Operation):
     # ----------------------------------------------------------------- the model
 
     def begin(self, *, here: bool) -> None:
+        if self.save_logits:
+            require("zarr", extra="zarr", purpose="storing logits")
+        if self.format == "dicom-seg":
+            require("highdicom", extra="dicomseg", purpose="writing DICOM-SEG")
         predictor = self._load(alone=True) if here else self._load(alone=True, device="cpu")
         if self.format == "dicom-seg":
             self._codes(predictor)

@@ -16,7 +16,7 @@ _CHUNK_VOXELS = 1 << 20
 
 
 class LogitsFile:
-    """A zarr group's worth of one array, (K, Z, Y, X) float32 on the grid of the image, with its place in space as attributes.
+    """A zarr array (K, Z, Y, X), float32, on the grid of the image, with its place in space as attributes.
 
     Args:
         path: The folder to write; what is there is replaced.
@@ -33,21 +33,23 @@ class LogitsFile:
         size = geometry.size_zyx
         planes = max(1, min(size[0], _CHUNK_VOXELS // max(1, size[1] * size[2])))
         self.path = Path(path)
+        facts = {
+            "axes": ["class", "z", "y", "x"],
+            "classes": list(classes),
+            "spacing_zyx": list(geometry.spacing_zyx),
+            "origin_xyz": list(geometry.origin_xyz),
+            "direction_xyz": list(geometry.direction_xyz),
+        }
         try:
-            self._array = zarr.create_array(
-                store=os.fspath(path),
+            # What versions 2 and 3 of the library have in common.
+            self._array = zarr.open_array(
+                os.fspath(path),
+                mode="w",
                 shape=(len(classes), *size),
                 chunks=(1, planes, size[1], size[2]),
                 dtype="float32",
-                overwrite=True,
-                dimension_names=("class", "z", "y", "x"),
-                attributes={
-                    "classes": list(classes),
-                    "spacing_zyx": list(geometry.spacing_zyx),
-                    "origin_xyz": list(geometry.origin_xyz),
-                    "direction_xyz": list(geometry.direction_xyz),
-                },
             )
+            self._array.attrs.update(facts)
         except OSError as error:
             raise DataError(f"cannot be written ({error.strerror or error}).", path) from error
 

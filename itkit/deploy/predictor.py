@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
 import time
@@ -17,11 +16,13 @@ import numpy as np
 from itkit.deploy.backends import Backend
 from itkit.deploy.recipe import Recipe
 from itkit.errors import DataError, UsageError
+from itkit.io.orientation import require_code
 from itkit.io.preprocessing import Prepared, check_steps, prepare
 from itkit.io.volumes import Volume, from_image, read_volume
 from itkit.measures.confidence import CaseConfidence, ConfidenceSums, inverse_entropy
 from itkit.measures.postprocessing import parse_steps, postprocess
 from itkit.ops.largest_class import labels_of_scores
+from itkit.ops.slab_resampling import resample_slabs
 from itkit.ops.window_means import activated
 from itkit.ops.window_stream import Slab, stream_windows
 
@@ -219,6 +220,7 @@ class Predictor:
         if window_level is not None or window_width is not None:
             steps = _with_window(steps, window_level, window_width)
         if orientation is not None:
+            require_code(orientation)
             steps = [step for step in steps if step["type"] != "Orient"]
             first = 1 if steps and steps[0]["type"] == "LoadVolume" else 0
             steps.insert(first, {"type": "Orient", "orientation": orientation})
@@ -356,35 +358,28 @@ class Predictor:
         self, case: Case, progress: Callable[[int, int], None] | None
     ) -> Iterator[tuple[tuple[slice, slice, slice], np.ndarray]]:
         """Yield boxes of the volume's grid, in the axes of the prepared image, with their scores (K, *box)."""
-        prepared = case.prepared
-        stream, axis = self._stream(case, progress, whole_planes=not prepared.is_on_native_grid)
+        prepared, seconds = case.prepared, case.seconds
+        stream, axis = self._stream(case, progress)
         if not prepared.is_on_native_grid:
-            from itkit.ops.slab_resampling import resample_slabs
-
             stream = resample_slabs(
-                self._in_memory(stream), prepared.size_zyx, prepared.native_size_zyx,
-                scale=prepared.scale_zyx, shift=prepared.shift_zyx, axis=axis,
-            )  # fmt: skip
+                self._clocked(stream, seconds, "windows", ("network",)),
+                prepared.size_zyx,
+                prepared.native_size_zyx,
+                axis=axis,
+                first=prepared.shift_zyx,
+                step=prepared.scale_zyx,
+            )
+            stream = self._clocked(stream, seconds, "resample", ("network", "windows"))
+        else:
+            stream = self._clocked(stream, seconds, "windows", ("network",))
         others = [other for other in range(3) if other != axis]
-        seconds = case.seconds
-        while True:
-            started, network = self._clock(), seconds["network"]
-            inner = seconds["windows"]
-            slab = next(stream, None)
-            spent = self._clock() - started - (seconds["network"] - network)
-            if prepared.is_on_native_grid:
-                seconds["windows"] += spent
-            else:  # what the stream itself took is counted where it is read
-                seconds["resample"] += spent - (seconds["windows"] - inner)
-            if slab is None:
-                return
+        for slab in stream:
             box = [slice(None)] * 3
             for place, part in zip((axis, *others), slab.place, strict=True):
                 box[place] = part
-            scores = np.moveaxis(self.backend.to_numpy(slab.scores), 1, 1 + axis)
-            yield tuple(box), scores
+            yield tuple(box), np.moveaxis(self.backend.to_numpy(slab.scores), 1, 1 + axis)
 
-    def _stream(self, case: Case, progress: Any, *, whole_planes: bool) -> tuple[Iterator[Slab], int]:
+    def _stream(self, case: Case, progress: Any) -> tuple[Iterator[Slab], int]:
         recipe, prepared, backend = self.recipe, case.prepared, self.backend
         image, size = prepared.image, prepared.size_zyx
         neighbours = recipe.slice_neighbours
@@ -423,26 +418,25 @@ class Predictor:
             activation=recipe.activation,
             flip_axes=recipe.flip_axes,
             axis=axis,
-            whole_planes=whole_planes,
+            whole_planes=False,
             asarray=backend.asarray,
             progress=progress,
             on_memory_error=case.notes.append,
         )
-        return (stream if whole_planes is False else self._clocked(stream, case)), axis
+        return stream, axis
 
-    def _clocked(self, stream: Iterator[Slab], case: Case) -> Iterator[Slab]:
-        """Count what a stream takes beside the network as ``windows``."""
+    def _clocked(
+        self, stream: Iterator[Slab], seconds: dict[str, float], stage: str, inner: Sequence[str]
+    ) -> Iterator[Slab]:
+        """Count what a stream takes, but for what is counted as one of the `inner` stages, as `stage`."""
         while True:
-            started, network = self._clock(), case.seconds["network"]
+            started, before = self._clock(), sum(seconds[name] for name in inner)
             slab = next(stream, None)
-            case.seconds["windows"] += self._clock() - started - (case.seconds["network"] - network)
+            seconds[stage] += self._clock() - started - (sum(seconds[name] for name in inner) - before)
             if slab is None:
                 return
             yield slab
-
-    def _in_memory(self, stream: Iterator[Slab]) -> Iterator[Slab]:
-        for slab in stream:
-            yield dataclasses.replace(slab, scores=self.backend.to_numpy(slab.scores))
+            del slab
 
     def _labels(self, scores: np.ndarray) -> np.ndarray:
         if self.recipe.activation == "softmax":

@@ -82,8 +82,9 @@ class Recipe:
     onnx_output: str | None = None
 
     def __post_init__(self):
-        for name in ("classes", "preprocessing", "postprocessing"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "classes", tuple(self.classes))
+        for name in ("preprocessing", "postprocessing"):
+            object.__setattr__(self, name, tuple(_lists(dict(step)) for step in getattr(self, name)))
         for name in ("patch_size_zyx", "patch_stride_zyx"):
             value = getattr(self, name)
             if value is not None:
@@ -179,6 +180,13 @@ class Recipe:
         if missing:
             raise ConfigError(f"a recipe lacks {', '.join(missing)}.")
         return cls(**document)
+
+
+def _lists(value: Any) -> Any:
+    """Return nested tuples as nested lists, which is what JSON gives back."""
+    if isinstance(value, Mapping):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _tuples(value: Any) -> Any:

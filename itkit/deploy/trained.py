@@ -24,12 +24,17 @@ from itkit.deploy.recipe import Recipe
 from itkit.errors import CheckpointError, ConfigError, ItkitError
 from itkit.experiment.names import Experiment, Roots, find_experiment, select_models
 from itkit.experiment.state import RunState
+from itkit.io.orientation import orientation
 from itkit.io.preprocessing import steps_of_pipeline
+from itkit.io.volumes import read_header
 from itkit.io.windows import axis_triple
 from itkit.measures.postprocessing import check_steps
 from itkit.ops.input_channels import channels_of
 from itkit.process.documents import META_NAME
 from itkit.registry import DATASETS, MODELS, SCOPE
+
+_HEADERS = 50
+"""Training images whose headers are looked at."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,7 @@ def derive_recipe(trained: Trained, model: torch.nn.Module) -> Recipe:
         steps, in_slices = steps_of_pipeline(dataset.get("pipeline") or ())
     except ConfigError as error:
         raise ConfigError(f"{config.filename}: {error}") from error
+    steps = _oriented(steps, config)
     settings = model.inference_config
     neighbours = _neighbours(model, in_slices)
     network_channels = channels_of(model)
@@ -206,6 +212,47 @@ def derive_recipe(trained: Trained, model: torch.nn.Module) -> Recipe:
             "torch": torch.__version__,
         },
     )
+
+
+def _oriented(steps: list[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
+    """Return the steps with one that turns images to the orientation of the training data, unless they turn images already.
+
+    A network knows left from right only as its training data showed them. Where these have one orientation, the step does
+    nothing to them, and lets images of any other be predicted as well.
+    """
+    if any(step["type"] == "Orient" for step in steps):
+        return steps
+    try:
+        found = orientations_of_data(config)
+    except Exception as error:  # border: a dataset may be anybody's, and the images may be elsewhere
+        warnings.warn(
+            f"the orientation of the training data is not known ({error}); images are taken as they lie. If theirs may differ, "
+            "say it (orientation=, --orientation), or put the transform Orient into the pipelines.",
+            stacklevel=4,
+        )
+        return steps
+    if len(found) != 1:
+        return steps  # the network has seen several, and must do with any
+    first = 1 if steps and steps[0]["type"] == "LoadVolume" else 0
+    return [*steps[:first], {"type": "Orient", "orientation": found.pop()}, *steps[first:]]
+
+
+def orientations_of_data(config: Config) -> set[str]:
+    """Return the orientations of the training images, by the headers of some of them that are spread evenly.
+
+    Raises:
+        ItkitError: If there is no training, or its data are not here.
+        Exception: Whatever a dataset that is none of itkit's raises.
+    """
+    dataset = dataset_of(config, "train")
+    if dataset is None:
+        raise ConfigError("the config defines no train_dataloader")
+    with DefaultScope.overwrite_default_scope(config.get("default_scope") or SCOPE):
+        built = DATASETS.build({**dataset, "pipeline": []})
+    built.full_init()
+    paths = list(dict.fromkeys(built.get_data_info(index)["img_path"] for index in range(len(built))))
+    step = max(1, len(paths) // _HEADERS)
+    return {orientation(read_header(path)) for path in paths[::step]}
 
 
 def config_digest(config: Config) -> str:

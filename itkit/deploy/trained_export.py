@@ -77,11 +77,15 @@ class LogitsOf(nn.Module):
 
     Args:
         model: A task model of itkit.
+
+    Attributes:
+        title: What messages call the network.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        self.title = type(getattr(model, "backbone", model)).__name__
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Return the logits (B, K, ...) of windows (B, C, ...)."""

@@ -36,6 +36,8 @@ class RunState:
         cpu_minutes: User and system time of all processes of the training so far, validation and loading included.
         failure: ``{"message", "traceback_file", "step"}`` of the last attempt, None if it did not fail.
         stopped: ``{"by", "step"}`` if the last start ended because somebody asked for it, and is to be started again.
+        exports: Format -> what was written of the model in it: ``{"file", "sha256", "checkpoint", "step", ...}``, the file
+            relative to the run folder.
         provenance: Command, versions, hardware, seed, dataset fingerprint of the last start.
     """
 
@@ -54,6 +56,7 @@ class RunState:
     flops: int | None = None
     failure: dict[str, Any] | None = None
     stopped: dict[str, Any] | None = None
+    exports: dict[str, dict[str, Any]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema: int = 1
 
@@ -116,7 +119,7 @@ def _require_types(state: RunState, path: Path) -> None:
             )
     if any("checkpoint" not in record for record in state.kept):
         raise CheckpointError(f"{path}: an entry of 'kept' lacks checkpoint. {_REPAIR}")
-    for name in ("best", "last", "failure", "stopped", "provenance"):
+    for name in ("best", "last", "failure", "stopped", "exports", "provenance"):
         value = getattr(state, name)
         if value is not None and not isinstance(value, dict):
             raise CheckpointError(f"{path}: {name!r} must be an object, found {value!r}. {_REPAIR}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from isal import igzip_lib, isal_zlib
@@ -47,6 +47,21 @@ def inflate(stream: BinaryIO, out: memoryview | None, *, wanted: int, skip: int,
     Raises:
         DataError: If the data end early, are corrupt, or go on for more than `TRAILING_BYTES` after `wanted`.
     """
+    length = 0
+    for part in inflated_parts(stream, wanted=wanted, path=path):
+        if out is not None and length + len(part) > skip and length < wanted:
+            first = max(skip - length, 0)
+            last = min(wanted - length, len(part))
+            out[length + first - skip : length + last - skip] = part[first:last]
+        length += len(part)
+
+
+def inflated_parts(stream: BinaryIO, *, wanted: int, path: str | os.PathLike) -> Iterator[bytes]:
+    """Yield what `inflate` decompresses, in parts of at most a MiB; length and checksums are verified at the end.
+
+    Raises:
+        DataError: As for `inflate`.
+    """
     length, chunk, ended = 0, stream.read(_CHUNK), False
     try:
         while chunk:
@@ -58,10 +73,6 @@ def inflate(stream: BinaryIO, out: memoryview | None, *, wanted: int, skip: int,
                 part = piece.decompress(chunk, _PIECE)
                 chunk = piece.unconsumed_tail
                 if part:
-                    if out is not None and length + len(part) > skip and length < wanted:
-                        first = max(skip - length, 0)
-                        last = min(wanted - length, len(part))
-                        out[length + first - skip : length + last - skip] = part[first:last]
                     length += len(part)
                     if length > wanted + TRAILING_BYTES:
                         raise DataError(
@@ -69,6 +80,7 @@ def inflate(stream: BinaryIO, out: memoryview | None, *, wanted: int, skip: int,
                             "wrong, or it is a decompression bomb.",
                             path,
                         )
+                    yield part
                 elif ended and not piece.eof:
                     raise DataError(
                         f"the compressed data end after {length:,} of {wanted:,} bytes. Copy it again from its source.",

@@ -36,7 +36,7 @@ def load_voxels(file: FileHeader, path: str | os.PathLike) -> np.ndarray:
     if not flat.dtype.isnative:
         flat = flat.byteswap(inplace=True).view(flat.dtype.newbyteorder("="))
     if file.scale is not None:
-        flat = _scaled(flat, file.scale, file.value_dtype)
+        flat = scaled_values(flat, file.scale, file.value_dtype)
     array = flat.reshape(file.shape)
     return np.ascontiguousarray(np.moveaxis(array, -1, 0)) if file.channels_fastest else array
 
@@ -97,7 +97,8 @@ def _inflate_file(file: FileHeader, out: memoryview | None, path: str | os.PathL
         inflate(stream, out, wanted=file.data_bytes + skip, skip=skip, path=path)
 
 
-def _scaled(flat: np.ndarray, scale: tuple[float, float], dtype: np.dtype) -> np.ndarray:
+def scaled_values(flat: np.ndarray, scale: tuple[float, float], dtype: np.dtype) -> np.ndarray:
+    """Return stored numbers (one axis) as values of type `dtype`: times the first of `scale`, plus the second."""
     out, step = np.empty(flat.shape, dtype), _SLAB_BYTES // 8
     for begin in range(0, flat.size, step):
         values = flat[begin : begin + step].astype(np.float64)

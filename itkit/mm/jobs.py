@@ -40,6 +40,7 @@ from itkit.mm.provenance import describe_run
 from itkit.mm.runner import ExperimentRunner, require_training_parts
 from itkit.mm.stop_hook import StopHook, ValidationAbandoned
 from itkit.mm.stopping import StopControl
+from itkit.registry import EXPORTERS
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Request:
 
     train: bool = True
     test: bool = False
+    export: str | None = None
     check: bool = False
     smoke: bool = False
     use_last: bool = False
@@ -190,6 +192,8 @@ class Job:
                 self.say("defines no test_dataloader, so it is not tested")
             elif self.request.test:
                 done.append(self._test(cfg))
+            if self.request.export:
+                done.append(self._export(cfg))
         if self.request.smoke:
             self.say("smoke test passed")
             done.append("smoke test passed")
@@ -198,6 +202,8 @@ class Job:
     def _load(self) -> Config:
         cfg = load_config(self.experiment, self.model, self.request.overrides)
         check_config(cfg)
+        if self.request.export:
+            self._exporter().require_packages()
         if self.request.train:
             require_training_parts(cfg)
             wanted = cfg.train_cfg.get("max_iters")
@@ -327,21 +333,53 @@ class Job:
 
     def _choose_checkpoint_to_test(self) -> tuple[RunState, Path, dict[str, Any], bool]:
         """Return state, file and record of the checkpoint, and whether it was tested already."""
+        state, path, record = self._choose_checkpoint("testing")
+        result = load_result(self.test_dir)
+        is_done = (
+            is_tested(state, result)
+            and result.get("sha256") == record.get("sha256")
+            and result.get("step") == int(record["step"])
+        )
+        return state, path, record, is_done
+
+    def _choose_checkpoint(self, doing: str) -> tuple[RunState, Path, dict[str, Any]]:
+        """Return state, file and record of the best checkpoint, or of the last one where it was asked for or is the only one."""
         state = RunState.load(self.run_dir)
         use_last = self.request.use_last
         if not use_last and state.best is None and state.last is not None:
-            self.say("has no best checkpoint, because it was never validated; testing the last one")
+            self.say(f"has no best checkpoint, because it was never validated; {doing} the last one")
             use_last = True
-        path, step = state.checkpoint(self.run_dir, last=use_last)
+        path, _ = state.checkpoint(self.run_dir, last=use_last)
         if not use_last:
             folder = CheckpointFolder(self.run_dir, state, lambda: state.save(self.run_dir), self.say)
             folder.mend_best(may_forget=False)
-        record = state.last if use_last else state.best
-        result = load_result(self.test_dir)
-        is_done = (
-            is_tested(state, result) and result.get("sha256") == record.get("sha256") and result.get("step") == step
+        return state, path, state.last if use_last else state.best
+
+    def _exporter(self) -> Any:
+        """What writes the format that was asked for; the engine knows it by name alone."""
+        return EXPORTERS.get(self.request.export)()
+
+    def _export(self, cfg: Config) -> str:
+        """Write the chosen checkpoint into the run folder in another format, and record it in ``run.json``."""
+        note = share(lambda: self._export_and_record(cfg))
+        self.say(note)
+        return note
+
+    def _export_and_record(self, cfg: Config) -> str:
+        state, path, record = self._choose_checkpoint("exporting")
+        step = int(record["step"])
+        line, document = self._exporter().export(
+            cfg,
+            path,
+            self.run_dir,
+            provenance={"experiment": self.experiment.name, "model": self.model, "step": step},
+            sha256_expected=record.get("sha256"),
+            trust_checkpoint=self.request.trust_checkpoint,
+            say=self.say,
         )
-        return state, path, record, is_done
+        state.exports = {**(state.exports or {}), self.request.export: document}
+        state.save(self.run_dir)
+        return f"exported step {step} to {self.run_dir / document['file']}: {line}"
 
     # ---- failures ----
 

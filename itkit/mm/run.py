@@ -37,6 +37,7 @@ examples
   mmrun 1.0                           train all models of 1.0.*; begun ones go on where they stopped
   mmrun 1.0 --models unet_small --all train, test and report one of them
   mmrun 1.0 --test                    test the best checkpoint of each trained model
+  mmrun 1.0 --export onnx             write it as an ONNX file into its run folder, verified against PyTorch
   mmrun 1.0 --cfg-options train_cfg.max_iters=4000 optim_wrapper.optimizer.lr=1e-3
   mmrun 1.0 --nproc 4 --max-restarts 3   four processes on this machine; after a death all go on from the last checkpoint
   torchrun --nproc_per_node 4 .../itkit/mm/run.py 1.0   the same by hand
@@ -85,6 +86,11 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--test", action="store_true", help="test the best checkpoint instead of training")
     what.add_argument(
         "--test-use-last-ckpt", action="store_true", help="test the last checkpoint instead (implies --test)"
+    )
+    what.add_argument(
+        "--export",
+        choices=("onnx",),
+        help="write the best checkpoint of each trained model as an ONNX file into its run folder (needs itkit[export])",
     )
     what.add_argument("--report", action="store_true", help="write report.html of each experiment and print its table")
     what.add_argument("--all", action="store_true", help="train, test and report")
@@ -210,7 +216,12 @@ def _run(arguments: argparse.Namespace, words: list[str], control: StopControl) 
         return 0
     roots = Roots.resolve(arguments.config_root, arguments.work_dir_root, arguments.test_work_dir_root)
     asks_for_work = (
-        arguments.all or arguments.test or arguments.test_use_last_ckpt or arguments.check or arguments.smoke
+        arguments.all
+        or arguments.test
+        or arguments.test_use_last_ckpt
+        or arguments.export
+        or arguments.check
+        or arguments.smoke
     )
     trains_or_tests = not (arguments.list or (arguments.report and not asks_for_work))
     if not arguments.experiments and trains_or_tests:
@@ -296,10 +307,12 @@ def _work(
     from itkit.mm import jobs  # torch comes in here, when there is work to do
     from itkit.mm.config import parse_overrides
 
-    test_only = (arguments.test or arguments.test_use_last_ckpt) and not arguments.all and not arguments.smoke
+    trains = arguments.all or arguments.smoke
+    trains = trains or not (arguments.test or arguments.test_use_last_ckpt or arguments.export)
     request = jobs.Request(
-        train=not test_only,
+        train=trains,
         test=arguments.test or arguments.test_use_last_ckpt or arguments.all or arguments.smoke,
+        export=arguments.export,
         check=arguments.check,
         smoke=arguments.smoke,
         use_last=arguments.test_use_last_ckpt,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from itkit._support.large_memory import large_zeros
-
 
 def library_of(array: Any) -> ModuleType:
     """Return the module, NumPy or torch, that `array` belongs to."""
-    return np if isinstance(array, np.ndarray) else importlib.import_module("torch")
+    return np if isinstance(array, np.ndarray) else sys.modules["torch"]
 
 
 def device_of(array: Any) -> Any:
@@ -50,17 +49,28 @@ def flip(array: Any, axes: tuple[int, ...]) -> Any:
     return np.ascontiguousarray(np.flip(array, axes)) if isinstance(array, np.ndarray) else array.flip(axes)
 
 
-def zeros(shape: tuple[int, ...], example: Any, device: Any = None) -> Any:
-    """Return float32 zeros in the library of `example`; `device` None: the CPU.
+def empty_like(array: Any) -> Any:
+    """Return an array without elements of the library, type and device of `array`, which does not keep its memory alive."""
+    return np.empty(0, array.dtype) if isinstance(array, np.ndarray) else array.new_empty(0)
+
+
+def zeros(shape: tuple[int, ...], example: Any, device: Any, make: Callable[[tuple[int, ...]], np.ndarray]) -> Any:
+    """Return float32 zeros in the library of `example`.
+
+    Args:
+        shape: Of the zeros.
+        example: Tells the library.
+        device: Where they are; None: the CPU.
+        make: Makes them on the CPU.
 
     Raises:
         MemoryError: If there is not enough memory; on other devices what torch raises.
     """
     if isinstance(example, np.ndarray):
-        return large_zeros(shape)
+        return make(shape)
     torch = library_of(example)
     if device is None or torch.device(device).type == "cpu":
-        return torch.from_numpy(large_zeros(shape))
+        return torch.from_numpy(make(shape))
     return torch.zeros(shape, dtype=torch.float32, device=device)
 
 

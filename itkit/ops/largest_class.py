@@ -75,8 +75,8 @@ def _compare(scores: np.ndarray, out: np.ndarray) -> None:
     index = np.empty(best.shape, out.dtype)
     for k in range(1, len(scores)):
         np.greater(scores[k], best, out=larger)
-        # Indices grow, so the largest one that ever won is the last; this is faster than writing under a mask.
-        np.multiply(larger, out.dtype.type(k), out=index)
+        # Indices grow, so of those that ever won the largest counts; this is faster than writing under a mask.
+        np.multiply(larger.view(np.uint8), out.dtype.type(k), out=index)
         np.maximum(out, index, out=out)
         np.maximum(best, scores[k], out=best)
 

@@ -1,13 +1,11 @@
 """Apply a network to a volume that is larger than the network's patch, window by window, and blend the results.
 
-The code keeps to operations that NumPy and torch share, so arrays of both kinds go through it.
+The whole volume in, the whole result out; `itkit.ops.window_stream` gives the result away piece by piece instead. NumPy and torch
+arrays alike.
 """
 
 from __future__ import annotations
 
-import importlib
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -15,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from itkit.errors import ConfigError
-from itkit.io.windows import axis_triple, window_starts
+from itkit.ops.array_library import float32, library_of, to_device
+from itkit.ops.blending import BLENDINGS, SMALLEST_WEIGHT, gaussian_profile
+from itkit.ops.largest_class import largest_class
+from itkit.ops.window_lattice import WindowLattice
+from itkit.ops.window_loop import checked_logits, run_windows
+from itkit.ops.window_means import WindowMeans
 
-BLENDINGS = ("constant", "gaussian")
-SMALLEST_WEIGHT = 1e-4
-"""Floor of the Gaussian profile of one axis, relative to its peak; the product over three axes stays far above zero."""
+__all__ = ["BLENDINGS", "SMALLEST_WEIGHT", "gaussian_profile", "largest_class", "sliding_window_inference"]
 
 
 def sliding_window_inference(
@@ -37,6 +38,7 @@ def sliding_window_inference(
     sigma_scale: float = 0.125,
     pad_value: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
+    on_memory_error: Callable[[str], None] | None = None,
 ) -> Any:
     """Return the logits (or labels) of whole volumes from a network that sees one patch at a time.
 
@@ -67,6 +69,7 @@ def sliding_window_inference(
         sigma_scale: Standard deviation of the Gaussian as a part of the patch.
         pad_value: Intensity of padded voxels.
         progress: Called with (windows done, windows in all) after each batch.
+        on_memory_error: As for `itkit.ops.window_stream.stream_windows`. None: a warning is given.
 
     Returns:
         Logits (N, K, *spatial), float32, or labels (N, 1, *spatial) in the smallest unsigned integer type (uint8 up to 256
@@ -75,7 +78,7 @@ def sliding_window_inference(
     Raises:
         ConfigError: If sizes, stride, blending or the shape that `forward` returns make no sense.
     """
-    xp = _namespace(inputs)
+    xp = library_of(inputs)
     axes = inputs.ndim - 2
     if axes not in (2, 3):
         raise ConfigError(
@@ -94,194 +97,61 @@ def sliding_window_inference(
     if fill_batch_to is None:
         fill_batch_to = 2 if forward_device is not None and forward_device.type == "cpu" else 1
 
-    def answer(batch: Any, size: tuple[int, ...]) -> Any:
+    def answer(batch: Any) -> Any:
         missing = max(fill_batch_to - batch.shape[0], 0)
         filled = xp.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch
-        return _checked(forward(_to(filled, forward_device)), filled.shape[0], size)[: batch.shape[0]]
+        logits = forward(to_device(filled, forward_device))
+        return checked_logits(logits, filled.shape[0], tuple(batch.shape[2:]))[: batch.shape[0]]
 
     if patch_size is None:
-        total = _float32(_to(answer(inputs, tuple(inputs.shape[2:])), accumulate_device))
+        total = float32(to_device(answer(inputs), accumulate_device))
         if progress is not None:
             progress(1, 1)
         return total if argmax_batchsize is None else largest_class(total, argmax_batchsize)
 
-    patch = axis_triple("patch_size", patch_size, axes)
-    stride = (
-        tuple(-(-p // 2) for p in patch) if patch_stride is None else axis_triple("patch_stride", patch_stride, axes)
-    )
+    size = tuple(inputs.shape[2:])
+    lattice = WindowLattice(size, patch_size, patch_stride)
     margins = [
-        (max(p - s, 0) // 2, max(p - s, 0) - max(p - s, 0) // 2) for s, p in zip(inputs.shape[2:], patch, strict=True)
+        (max(p - n, 0) // 2, max(p - n, 0) - max(p - n, 0) // 2) for n, p in zip(size, lattice.patch, strict=True)
     ]
     padded = _pad(xp, inputs, margins, pad_value)
-    spatial = tuple(padded.shape[2:])
-    starts = [window_starts(*numbers) for numbers in zip(spatial, patch, stride, strict=True)]
-    profiles = [_profile(p, blending, sigma_scale) for p in patch]
-    weight = None if blending == "constant" else _to(_outer(xp, profiles), accumulate_device)
 
-    windows = [
-        (n, tuple(slice(start, start + p) for start, p in zip(corner, patch, strict=True)))
-        for n in range(inputs.shape[0])
-        for corner in itertools.product(*starts)
-    ]
-    total, done = None, 0
-    for batch in _even_batches(windows, forward_batch_windows):
-        stacked = xp.stack([padded[(n, slice(None), *box)] for n, box in batch])
-        logits = answer(stacked, patch)
-        if total is None:
-            total = _zeros(xp, (inputs.shape[0], logits.shape[1], *spatial), accumulate_device)
-        for (n, box), window in zip(batch, _to(logits, accumulate_device), strict=True):
-            _add(total[(n, slice(None), *box)], window, weight)
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(windows))
+    def gather(batch: Sequence[tuple[int, tuple[int, ...]]]) -> Any:
+        parts = []
+        for volume, window in batch:
+            starts = [start + before for start, (before, _) in zip(lattice.corner(window), margins, strict=True)]
+            place = (slice(start, start + p) for start, p in zip(starts, lattice.patch, strict=True))
+            parts.append(padded[(volume, slice(None), *place)])
+        return xp.stack(parts)
 
-    inside = tuple(slice(before, before + size) for (before, _), size in zip(margins, inputs.shape[2:], strict=True))
-    total = total[(slice(None), slice(None), *inside)]
+    means = WindowMeans(lattice, blending=blending, sigma_scale=sigma_scale, device=accumulate_device)
+    cells = run_windows(
+        lattice,
+        means,
+        gather,
+        answer,
+        volumes=inputs.shape[0],
+        forward_batch_windows=forward_batch_windows,
+        progress=progress,
+        on_memory_error=on_memory_error,
+    )
     if argmax_batchsize is not None:
-        return largest_class(total, argmax_batchsize)  # dividing by a positive weight moves no maximum
-    if weight is not None or any(
-        len(s) > 1 and s[1] - s[0] < p or len(s) > 2 for s, p in zip(starts, patch, strict=True)
-    ):
-        # The windows form a lattice, so the sum of their weights is a product of one profile per axis.
-        sums = [
-            _summed(profile, s, size)[box]
-            for profile, s, size, box in zip(profiles, starts, spatial, inside, strict=True)
-        ]
-        total /= _to(_outer(xp, sums), accumulate_device)
+        return xp.concatenate([largest_class(scores[None], argmax_batchsize) for _, _, scores in cells])
+    total = None
+    for volume, _, scores in cells:
+        if total is None and inputs.shape[0] == 1:
+            return scores[None]
+        if total is None:
+            shape = (inputs.shape[0], *scores.shape)
+            total = np.empty(shape, np.float32) if xp is np else scores.new_empty(shape)
+        total[volume] = scores
     return total
-
-
-def largest_class(logits: Any, classes_at_once: int) -> Any:
-    """Return the index of the largest logit along axis 1, comparing `classes_at_once` classes at a time.
-
-    Args:
-        logits: (N, K, *spatial), K at least 2; torch or NumPy. Not modified.
-        classes_at_once: Classes in one chunk, at least 1.
-
-    Returns:
-        (N, 1, *spatial), uint8 for up to 256 classes, else int32. A tie goes to the lower class.
-
-    Raises:
-        ConfigError: If there is only one channel, whose largest index says nothing.
-    """
-    xp = _namespace(logits)
-    classes = logits.shape[1]
-    if classes < 2:
-        raise ConfigError(
-            "argmax_batchsize needs at least two classes, the network returned one channel; leave it None and "
-            "put a threshold on the logits."
-        )
-    dtype = xp.uint8 if classes <= 256 else xp.int32
-    best, labels = None, None
-    for first in range(0, classes, classes_at_once):
-        chunk = logits[:, first : first + classes_at_once]
-        if xp is np:
-            index = np.argmax(chunk, axis=1, keepdims=True)
-            value = np.take_along_axis(chunk, index, axis=1)
-        else:
-            value, index = chunk.max(dim=1, keepdim=True)
-        index = (index + first).astype(dtype) if xp is np else (index + first).to(dtype)
-        if best is None:
-            best, labels = value, index
-        else:
-            better = value > best
-            best, labels = xp.where(better, value, best), xp.where(better, index, labels)
-    return labels
-
-
-def gaussian_profile(patch: int, sigma_scale: float = 0.125) -> np.ndarray:
-    """Return the blending weights of one axis: a Gaussian about the centre with peak 1, never below `SMALLEST_WEIGHT`.
-
-    Args:
-        patch: Voxels of the window.
-        sigma_scale: Standard deviation as a part of `patch`.
-
-    Returns:
-        (patch,), float64. The weights of a window are the product of one profile per axis.
-
-    Raises:
-        ConfigError: If `sigma_scale` is not positive.
-    """
-    if not sigma_scale > 0:
-        raise ConfigError(f"sigma_scale must be positive; found {sigma_scale}.")
-    distance = (np.arange(patch) - (patch - 1) / 2) / (sigma_scale * patch)
-    return np.maximum(np.exp(-0.5 * distance**2), SMALLEST_WEIGHT)
-
-
-def _profile(patch: int, blending: str, sigma_scale: float) -> np.ndarray:
-    return np.ones(patch) if blending == "constant" else gaussian_profile(patch, sigma_scale)
-
-
-def _summed(profile: np.ndarray, starts: Sequence[int], size: int) -> np.ndarray:
-    """Return the sum of the profiles of all windows along one axis of `size` voxels."""
-    total = np.zeros(size)
-    for start in starts:
-        total[start : start + len(profile)] += profile
-    return total
-
-
-def _outer(xp: ModuleType, profiles: Sequence[np.ndarray]) -> Any:
-    """Return the product of one profile per axis, float32, in the library of `xp`."""
-    product = np.ones(())
-    for profile in profiles:
-        product = product[..., None] * profile
-    product = product.astype(np.float32)
-    return product if xp is np else xp.from_numpy(product)
-
-
-def _even_batches(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
-    """Cut `items` into as few runs as `most` allows, whose lengths differ by one at most."""
-    count = math.ceil(len(items) / most)
-    edges = [round(i * len(items) / count) for i in range(count + 1)]
-    return [items[a:b] for a, b in itertools.pairwise(edges)]
-
-
-def _checked(logits: Any, batch: int, patch: tuple[int, ...]) -> Any:
-    """Return `logits` if they are (batch, K, *patch)."""
-    shape = getattr(logits, "shape", None)
-    if shape is None:
-        raise ConfigError(
-            f"the network returned a {type(logits).__name__} for a window; a sliding window needs one array of "
-            "logits. With deep supervision, pass a forward that returns the full-resolution output."
-        )
-    if len(shape) != len(patch) + 2 or shape[0] != batch or tuple(shape[2:]) != tuple(patch):
-        raise ConfigError(
-            f"the network returned shape {tuple(shape)} for windows of shape {(batch, 'C', *patch)}; it must be "
-            f"{(batch, 'K', *patch)}, the same size as its input."
-        )
-    return logits
-
-
-def _namespace(array: Any) -> ModuleType:
-    return np if isinstance(array, np.ndarray) else importlib.import_module("torch")
 
 
 def _device(xp: ModuleType, inputs: Any, device: Any) -> Any:
     if xp is np:
         return None
     return inputs.device if device is None else xp.device(device)
-
-
-def _to(array: Any, device: Any) -> Any:
-    return array if device is None else array.to(device)
-
-
-def _float32(array: Any) -> Any:
-    return array.astype(np.float32, copy=False) if isinstance(array, np.ndarray) else array.float()
-
-
-def _add(total: Any, window: Any, weight: Any) -> None:
-    """Add ``window * weight`` to `total` in place, in float32; torch does it in one pass."""
-    if weight is None:
-        total += window
-    elif isinstance(total, np.ndarray):
-        total += window * weight
-    else:
-        total.addcmul_(window.float(), weight)
-
-
-def _zeros(xp: ModuleType, shape: tuple[int, ...], device: Any) -> Any:
-    return np.zeros(shape, np.float32) if xp is np else xp.zeros(shape, dtype=xp.float32, device=device)
 
 
 def _pad(xp: ModuleType, array: Any, margins: Sequence[tuple[int, int]], value: float) -> Any:

@@ -14,27 +14,25 @@ from typing import Any
 
 import numpy as np
 
-from itkit._support.large_memory import FreedMemory
 from itkit.errors import ConfigError, PredictionError
 from itkit.ops.array_library import flip, is_half, library_of
 from itkit.ops.memory_errors import give_back_device_memory, is_memory_error
 from itkit.ops.window_lattice import Box, WindowLattice
-from itkit.ops.window_sums import WindowSums
+from itkit.ops.window_means import WindowMeans
 
 Window = tuple[int, tuple[int, ...]]
-"""Number of the volume, first voxel along each axis."""
+"""Number of the volume, position of the window along each axis."""
 
 
 def run_windows(
     lattice: WindowLattice,
-    sums: WindowSums,
+    means: WindowMeans,
     gather: Callable[[Sequence[Window]], Any],
     forward: Callable[[Any], Any],
     *,
     volumes: int = 1,
     forward_batch_windows: int = 2,
     mirror_groups: Sequence[tuple[int, ...]] = ((),),
-    mean: bool = True,
     progress: Callable[[int, int], None] | None = None,
     on_memory_error: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[int, Box, Any]]:
@@ -42,16 +40,16 @@ def run_windows(
 
     Args:
         lattice: Windows and cells of each volume.
-        sums: What the answers are added to.
+        means: What takes the answers.
         gather: Makes the windows (B, C, *patch) of a batch.
         forward: Maps windows to logits (B, K, *patch).
         volumes: Number of volumes; their windows come one volume after the other, batches may span two.
-        forward_batch_windows: Most windows in one `forward`.
+        forward_batch_windows: Most windows in one `forward`. Batches are of nearly equal size: nine windows with a limit of
+            four run as 3 + 3 + 3.
         mirror_groups: For each answer that is averaged, the spatial axes along which window and answer are mirrored.
-        mean: As for `WindowSums.take`.
         progress: Called with (windows done, windows in all) after each batch.
-        on_memory_error: Told in a sentence what is done about a want of memory: the batch is halved, again and again; then
-            sums on a GPU move to the CPU. None: `warnings.warn`.
+        on_memory_error: Told in a sentence what is done about a want of memory: batches are halved, again and again; then
+            means on a GPU move to the memory of the CPU. None: `warnings.warn`.
 
     Yields:
         Number of the volume, place of the cell in it, its scores (K, *spatial), float32.
@@ -63,95 +61,84 @@ def run_windows(
     if forward_batch_windows < 1:
         raise ConfigError(f"forward_batch_windows must be at least 1; found {forward_batch_windows}.")
     say = on_memory_error if on_memory_error is not None else lambda text: warnings.warn(text, stacklevel=3)
-    windows = [(volume, corner) for volume in range(volumes) for corner in lattice.corners()]
-    per_volume = len(windows) // volumes
-    cells = deque(
-        (volume * per_volume + done, volume, cell) for volume in range(volumes) for done, cell in lattice.cells()
-    )
-    steps = _Steps(windows, forward_batch_windows, len(mirror_groups))
-    batch, gathered, done = None, None, 0
-    with FreedMemory() as memory:
-        while steps.waiting:
-            step = steps.waiting[0]
-            axes = tuple(mirror_groups[step.group])
-            try:
-                if batch is not step.windows:
-                    batch, gathered = step.windows, None
-                    gathered = gather(batch)
-                if step.answers is None:
-                    with memory.reused():
-                        images = flip(gathered, tuple(axis + 2 for axis in axes))
-                        step.answers = checked_logits(forward(images), len(batch), lattice.patch)
-                    images = None
-                    _require_finite(step.answers)
-                while step.added < len(batch):
-                    volume, corner = batch[step.added]
-                    sums.add(volume, corner, step.answers[step.added], axes)
-                    step.added += 1
-            except Exception as error:
-                if not is_memory_error(error):
-                    raise
-                images, batch, gathered, reason = None, None, None, str(error).strip().split("\n")[0][:200]
-                remedy = _remedy(steps, sums)
-                if remedy is None:
-                    raise PredictionError(
-                        f"not enough memory for one window of {lattice.patch} at a time ({reason or 'MemoryError'}). Take a "
-                        "smaller patch_size, or free memory."
-                    ) from error
-                error = None
-            else:
-                remedy = None
-                steps.waiting.popleft()
-                step.answers = None
-                if step.group == len(mirror_groups) - 1:
-                    done += len(batch)
-                    if progress is not None:
-                        progress(done, len(windows))
-                    while cells and cells[0][0] <= done:
-                        _, volume, cell = cells.popleft()
-                        yield volume, lattice.box_of(cell), sums.take(volume, cell, mean=mean)
-            if remedy is not None:
-                give_back_device_memory()
-                say(f"not enough memory ({reason or 'MemoryError'}); {remedy}")
+    corners = list(lattice.windows())
+    cells = deque((v * len(corners) + done, v, cell) for v in range(volumes) for done, cell in lattice.cells())
+    waiting = _Waiting([(v, window) for v in range(volumes) for window in corners], forward_batch_windows)
+    while waiting.batches:
+        batch, remedy = waiting.batches[0], None
+        try:
+            if batch.answers is None:
+                batch.answers = _answers(batch.windows, means, gather, forward, lattice.patch, mirror_groups)
+            while batch.added < len(batch.windows):
+                volume, window = batch.windows[batch.added]
+                means.add(volume, window, batch.answers[batch.added], activate=len(mirror_groups) == 1)
+                batch.added += 1
+        except Exception as error:
+            if not is_memory_error(error):
+                raise
+            reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+            remedy = _remedy(waiting, means)
+            if remedy is None:
+                raise PredictionError(
+                    f"not enough memory for one window of {lattice.patch} at a time ({reason}). Take a smaller "
+                    "patch_size, or free memory."
+                ) from error
+        if remedy is not None:  # here nothing of the failed attempt is kept alive by its exception
+            give_back_device_memory()
+            say(f"not enough memory ({reason}); {remedy}")
+            continue
+        batch.answers = None
+        waiting.batches.popleft()
+        waiting.done += len(batch.windows)
+        if progress is not None:
+            progress(waiting.done, len(corners) * volumes)
+        while cells and cells[0][0] <= waiting.done:
+            _, volume, cell = cells.popleft()
+            yield volume, lattice.box_of(cell), means.take(volume, cell)
 
 
-class _Step:
-    """A batch of windows mirrored in one way, and how far it is."""
+class _Batch:
+    """Windows that go through the network together, and how many of their answers are in the means."""
 
-    def __init__(self, windows: Sequence[Window], group: int):
-        self.windows, self.group = windows, group
+    def __init__(self, windows: Sequence[Window]):
+        self.windows, self.added = windows, 0
         self.answers: Any = None
-        self.added = 0
 
 
-class _Steps:
-    """What is still to do; batches can be made smaller at any time."""
+class _Waiting:
+    """What is still to do; batches can become smaller on the way."""
 
-    def __init__(self, windows: Sequence[Window], most: int, groups: int):
-        self.most, self._groups = most, groups
-        self.waiting = deque(self._of(windows))
+    def __init__(self, windows: Sequence[Window], most: int):
+        self.most, self.done = most, 0
+        self.batches = deque(map(_Batch, even_batches(windows, most)))
 
     def halve(self) -> None:
-        """Make batches half as large; the first step's, if it has no answers yet, and all later ones."""
-        self.most = max(1, min(self.most, len(self.waiting[0].windows)) // 2)
-        begun = list(itertools.takewhile(lambda step: step.windows is self.waiting[0].windows, self.waiting))
-        later = [window for step in list(self.waiting)[len(begun) :] if step.group == 0 for window in step.windows]
-        # Some mirror images of the first batch may be done: the rest is done piecewise, image by image.
-        split = [_Step(part, step.group) for step in begun for part in even_batches(step.windows, self.most)]
-        self.waiting = deque([*split, *self._of(later)])
-
-    def _of(self, windows: Sequence[Window]) -> list[_Step]:
-        return [_Step(batch, g) for batch in even_batches(windows, self.most) for g in range(self._groups)]
+        """Make the batches that wait half as large as the first of them."""
+        self.most = max(1, len(self.batches[0].windows) // 2)
+        rest = [window for batch in self.batches for window in batch.windows]
+        self.batches = deque(map(_Batch, even_batches(rest, self.most)))
 
 
-def _remedy(steps: _Steps, sums: WindowSums) -> str | None:
+def _answers(windows: Sequence[Window], means: WindowMeans, gather, forward, patch, mirror_groups) -> Any:
+    """Return the logits of a batch, or their mean over mirror images, activated."""
+    images, mean = gather(windows), None
+    for count, axes in enumerate(mirror_groups):
+        answers = checked_logits(forward(flip(images, tuple(axis + 2 for axis in axes))), len(windows), patch)
+        _require_finite(answers)
+        if len(mirror_groups) == 1 and not axes:
+            return answers
+        mean = means.averaged_mirrors(mean, answers, tuple(axes), count)
+    return mean
+
+
+def _remedy(waiting: _Waiting, means: WindowMeans) -> str | None:
     """Do what can be done to need less memory, and say it; None if nothing can be done."""
-    step = steps.waiting[0]
-    if step.answers is None and len(step.windows) > 1:
-        steps.halve()
-        return f"going on with batches of at most {steps.most} windows."
-    if sums.move("cpu"):
-        return "the sum over windows is kept in the memory of the CPU from now on."
+    batch = waiting.batches[0]
+    if batch.answers is None and len(batch.windows) > 1:
+        waiting.halve()
+        return f"going on with at most {waiting.most} window{'s' * (waiting.most > 1)} at a time."
+    if means.move("cpu"):
+        return "the mean over windows is kept in the memory of the CPU from now on."
     return None
 
 

@@ -16,7 +16,7 @@ from itkit.errors import ConfigError
 from itkit.ops.mirror import AVERAGES, mirror_groups
 from itkit.ops.window_lattice import Box, WindowLattice
 from itkit.ops.window_loop import run_windows
-from itkit.ops.window_sums import WindowSums
+from itkit.ops.window_means import WindowMeans
 
 PADDINGS = ("edge", "constant")
 ACTIVATIONS = ("softmax", "sigmoid")
@@ -31,13 +31,20 @@ class Slab:
         stop: Last plane, exclusive.
         scores: (K, stop - start, *other spatial axes in their order), float32: the mean over windows and mirror images. The
             array is the receiver's own.
-        rows: First and last (exclusive) row along the first of the other axes; None: all rows.
+        others: Where `scores` lies along the other axes; None: it covers them. ``volume[(slice(None), *slab.place)]`` is
+            its place in a volume (K, streaming axis, other axes).
     """
 
     start: int
     stop: int
     scores: Any
-    rows: tuple[int, int] | None = None
+    others: tuple[slice, ...] | None = None
+
+    @property
+    def place(self) -> tuple[slice, ...]:
+        """Where `scores` lies in the volume, streaming axis first."""
+        others = self.others if self.others is not None else (slice(None),) * (self.scores.ndim - 2)
+        return (slice(self.start, self.stop), *others)
 
 
 def stream_windows(
@@ -60,6 +67,7 @@ def stream_windows(
     outside: Sequence[float] | None = None,
     axis: int = 0,
     whole_planes: bool = True,
+    row_axis: int | None = None,
     accumulate_device: Any = None,
     asarray: Callable[[np.ndarray], Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -97,6 +105,8 @@ def stream_windows(
             of no class where classes are independent (``"sigmoid"``) or there is only one.
         axis: The streaming axis.
         whole_planes: Yield whole planes. False: yield rows of planes, in the order in which they become final; less memory.
+        row_axis: The axis along which rows follow each other where they are yielded; best the longer one of the two. None: the
+            first of the axes that are not `axis`.
         accumulate_device: Where sums over windows are kept, e.g. ``"cpu"`` for a network on a GPU. None: where the answers
             are. Torch only.
         asarray: Makes of windows (B, C, *patch), NumPy, what `forward` takes. None: they stay as they are.
@@ -127,24 +137,26 @@ def stream_windows(
     if box is not None and len(box) != axes:
         raise ConfigError(f"a box of {len(box)} slices does not fit a volume of {axes} axes.")
     others = [other for other in range(axes) if other != axis]
-    lattice = WindowLattice(
-        size, patch_size, patch_stride, order=(axis, *others), cut=1 if whole_planes else 2, box=box
-    )
+    if row_axis is None:
+        row_axis = others[0]
+    if row_axis not in others:
+        raise ConfigError(f"row_axis {row_axis!r} must be one of {others}, the axes beside axis {axis}.")
+    order = (axis, row_axis, *(other for other in others if other != row_axis))
+    lattice = WindowLattice(size, patch_size, patch_stride, order=order, cut=1 if whole_planes else 2, box=box)
     groups = mirror_groups(flip_axes, axes)
-    sums = WindowSums(
+    means = WindowMeans(
         lattice,
         blending=blending,
         sigma_scale=sigma_scale,
         activation=activation if average == "probabilities" else None,
         independent=activation == "sigmoid",
-        repeats=len(groups),
         device=accumulate_device,
         outside=outside,
     )
     pad_options = {} if padding == "edge" else {"constant_values": pad_value}
 
-    def window_at(corner: tuple[int, ...]) -> np.ndarray:
-        inside, margins = lattice.inside(corner)
+    def window_at(window: tuple[int, ...]) -> np.ndarray:
+        inside, margins = lattice.inside(window)
         voxels = read(inside)
         wanted = tuple(part.stop - part.start for part in inside)
         shape = getattr(voxels, "shape", ())
@@ -161,13 +173,13 @@ def stream_windows(
         first = window_at(batch[0][1])
         windows = np.empty((len(batch), *first.shape), first.dtype)
         windows[0] = first
-        for place, (_, corner) in enumerate(batch[1:], 1):
-            windows[place] = window_at(corner)
+        for place, (_, window) in enumerate(batch[1:], 1):
+            windows[place] = window_at(window)
         return windows if asarray is None else asarray(windows)
 
     cells = run_windows(
         lattice,
-        sums,
+        means,
         gather,
         forward,
         forward_batch_windows=forward_batch_windows,
@@ -175,10 +187,14 @@ def stream_windows(
         progress=progress,
         on_memory_error=on_memory_error,
     )
-    for _, place, scores in cells:
-        planes, rows = place[axis], place[others[0]]
+    first = (0, axis + 1, *(other + 1 for other in others))
+
+    def slab(cell: tuple[int, Box, Any]) -> Slab:
+        _, place, scores = cell
         if axis:
-            order = (0, axis + 1, *(other + 1 for other in others))
-            scores = scores.transpose(order) if isinstance(scores, np.ndarray) else scores.permute(order)
-        whole = rows.start == 0 and rows.stop == size[others[0]]
-        yield Slab(planes.start, planes.stop, scores, None if whole else (rows.start, rows.stop))
+            scores = scores.transpose(first) if isinstance(scores, np.ndarray) else scores.permute(first)
+        beside = tuple(place[other] for other in others)
+        whole = all(part == slice(0, size[other]) for part, other in zip(beside, others, strict=True))
+        return Slab(place[axis].start, place[axis].stop, scores, None if whole else beside)
+
+    yield from map(slab, cells)  # no variable here keeps a slab alive while the next one is made

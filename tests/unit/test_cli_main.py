@@ -281,11 +281,13 @@ def test_lengths_of_time_as_people_say_them():
     ]
 
 
-def test_a_planned_tool_says_so(capsys):
+def test_a_planned_tool_says_so(capsys, monkeypatch):
     from itkit.cli import main
+    from itkit.cli.table import PLANNED
 
-    assert main.itk_infer([]) == 2
-    assert "itk_infer is planned and not built yet" in capsys.readouterr().err
+    monkeypatch.setitem(PLANNED, "itk_dream", "what may come")
+    assert main.itk_dream([]) == 2
+    assert "itk_dream is planned and not built yet" in capsys.readouterr().err
 
 
 ACTION_TOOL = replace(

@@ -178,9 +178,10 @@ class TestContent:
 class TestCodes:
     def test_standard_names_whatever_their_letters(self):
         codes = standard_codes(
-            ["LIVER", "gall_bladder", "necrosis", "left kidney", "a name longer than sixteen", "a name longer than six"]
+            ["LIVER", "spinal_cord", "necrosis", "left kidney", "a name longer than sixteen", "a name longer than six"]
         )
         assert codes["LIVER"] == SegmentCode(("10200004", "SCT", "Liver"))
+        assert codes["spinal_cord"].type == ("2748008", "SCT", "Spinal cord")
         assert codes["necrosis"].category[0] == "49755003"
         assert codes["left kidney"].type == ("left_kidney", PRIVATE_SCHEME, "left kidney")
         long, other = (codes[name].type[0] for name in ("a name longer than sixteen", "a name longer than six"))

@@ -43,6 +43,9 @@ class Threefold(Toy):
             time.sleep(0.02)
             if task.case_id == self.stop_at:
                 raise KeyboardInterrupt
+            deadline = time.monotonic() + 5
+            while self.stop_at and task.case_id > self.stop_at and not stage.abandoned and time.monotonic() < deadline:
+                time.sleep(0.005)  # a long case, which looks now and then whether it is still wanted
             stage.require_wanted()
         return super().process(task, stage)
 
@@ -97,6 +100,7 @@ def test_interrupted_it_leaves_nothing_half_and_goes_on_later(threefold, tmp_pat
         run_operation(threefold)
     left = files(tmp_path / "dst")
     assert all(name.replace("image", "label") in left for name in left), "both files of a case, or none"
+    assert {Path(name).stem for name in left} <= {"c000"}, "what was under way is abandoned"
     assert not (tmp_path / "dst" / ".itkit-staging").exists()
     Threefold.stop_at = None
     summary, _ = run_operation(threefold)
