@@ -750,10 +750,10 @@ def agents(lab: Lab) -> Iterator[Row]:
         yield row
 
 
-def torchrun(lab: Lab) -> Iterator[Row]:
-    """Two agents of torchrun, started by hand, as on two machines."""
+def torchrun(lab: Lab, ranks: list[int]) -> Iterator[Row]:
+    """Two agents of torchrun, started by hand, as on two machines; one of `ranks` after the other is killed."""
     lab.reference(2)
-    for number in (0, 1):
+    for number in ranks:
         row = Row(f"SIGKILL of rank {number}", "two agents of torchrun by hand, `--max-restarts 2`")
         work = lab.new()
         words = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=2", f"--rdzv-endpoint=localhost:{_free_port()}"]
@@ -814,6 +814,7 @@ def main() -> int:
     parser.add_argument("--writes", type=int, default=10, help="kills within the writing of a checkpoint")
     parser.add_argument("--group-kills", type=int, default=4, help="kills of one process of two")
     parser.add_argument("--signal-to", nargs="+", default=["rank 1", "launcher", "all"], help="targets of group_stop")
+    parser.add_argument("--ranks", nargs="+", type=int, default=[0, 1], help="who is killed under torchrun by hand")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep everything here (default: a temporary folder, removed)")
     arguments = parser.parse_args()
@@ -833,6 +834,8 @@ def main() -> int:
             rows = group_kill(lab, arguments.group_kills)
         elif name == "group_stop":
             rows = group_stop(lab, arguments.signal_to)
+        elif name == "torchrun":
+            rows = torchrun(lab, arguments.ranks)
         else:
             rows = ROWS[name](lab)
         for row in rows:

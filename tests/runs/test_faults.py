@@ -43,9 +43,10 @@ def test_one_process_ends_as_the_undisturbed_run_whatever_happens_to_it():
 
 
 def test_several_processes_end_as_the_undisturbed_run_whatever_happens_to_them():
-    rows = table("--rows", "group_stop", "group_fail", "group_kill", "--group-kills", "1", "--signal-to", "rank 1")
+    kinds = ["group_stop", "group_fail", "group_kill", "torchrun"]
+    rows = table("--rows", *kinds, "--group-kills", "1", "--signal-to", "rank 1", "--ranks", "1")
     faults = ["SIGTERM to rank 1", "exception on rank 1", "loader worker of rank 1 killed", "SIGKILL of one process"]
-    assert [row[0] for row in rows] == faults
+    assert [row[0] for row in rows] == [*faults, "SIGKILL of rank 1"]
     assert all(row[4] == "1 of 1" for row in rows), rows
     assert rows[0][3].startswith("exit 75")
 
