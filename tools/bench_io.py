@@ -35,7 +35,7 @@ def make_ct(size: tuple[int, int, int], source: Path | None) -> np.ndarray:
     else:
         z, y, x = np.ogrid[tuple(slice(-1, 1, count * 1j) for count in size)]
         values = np.full(size, -1000, np.float32)
-        values[(x / 0.8) ** 2 + (y / 0.6) ** 2 < 1] = 40
+        values[:, ((x / 0.8) ** 2 + (y / 0.6) ** 2 < 1)[0]] = 40
         for _ in range(40):
             centre, radius = generator.uniform(-0.5, 0.5, 3), generator.uniform(0.05, 0.25, 3)
             shift = sum(((axis - c) / r) ** 2 for axis, c, r in zip((z, y, x), centre, radius, strict=True))

@@ -137,7 +137,8 @@ def _values(label: np.ndarray) -> list:
 def update_manifest(root: str | os.PathLike, *, write: bool = True) -> dict[str, dict]:
     """Bring ``<root>/series_meta.json`` up to date and return its entries, ordered by name.
 
-    Only files whose size or time changed are read again; entries of vanished files go.
+    Only files whose size or time changed are read again; entries of vanished files go. An entry without size and time
+    (`without_stamps`) gets them if the checksums are right.
 
     Args:
         root: A dataset's folder.
@@ -150,6 +151,8 @@ def update_manifest(root: str | os.PathLike, *, write: bool = True) -> dict[str,
     for case in find_cases(root).cases:
         entry = known.get(case.image.name)
         complete = entry is not None and {"size", "min", "labels", "sha256"} <= entry.keys()
+        if complete and "stamp" not in entry and _has_checksums(entry, case):
+            entry = {**entry, **_stamps(case)}
         fresh[case.image.name] = entry if complete and is_current(entry, case) else describe_case(case)
     if write and fresh != known:
         try:
@@ -163,6 +166,22 @@ def is_current(entry: dict, case: Case) -> bool:
     """Say whether a manifest's entry still describes the files of `case`."""
     label = None if case.label is None else stamp(case.label)
     return entry.get("stamp") == stamp(case.image) and entry.get("label_stamp") == label
+
+
+def without_stamps(entry: Mapping) -> dict:
+    """Return an entry that tells files by their checksums alone: the same whenever they were written."""
+    return {key: value for key, value in entry.items() if key not in ("stamp", "label_stamp")}
+
+
+def _has_checksums(entry: Mapping, case: Case) -> bool:
+    if ("label_sha256" in entry) != (case.label is not None) or entry["sha256"] != checksum(case.image):
+        return False
+    return case.label is None or entry["label_sha256"] == checksum(case.label)
+
+
+def _stamps(case: Case) -> dict:
+    found = {"stamp": stamp(case.image)}
+    return found if case.label is None else {**found, "label_stamp": stamp(case.label)}
 
 
 def case_geometry(case: Case, manifest: dict[str, dict] | None = None) -> dict:

@@ -16,7 +16,7 @@ from itkit.io.labels import require_whole
 from itkit.io.resampling import resample_to_grid, resample_to_size, resample_to_spacing
 from itkit.io.volumes import Volume, write_volume
 from itkit.process.documents import carry_documents, differing_documents
-from itkit.process.manifest import describe_volumes, write_manifest
+from itkit.process.manifest import describe_volumes, without_stamps, write_manifest
 from itkit.process.operation import Ask, Operation, Product, Stage, Task, require_apart
 from itkit.process.reading import Reader
 from itkit.process.sources import SourceFile, find_files, group_cases, is_dataset
@@ -165,7 +165,7 @@ class Resample(Operation):
         folder = Path(self.destination)
         done = {case: entry["record"] for case, entry in entries.items() if entry["state"] == "done"}
         by_name = self.kind == "dataset" and not self.recursive
-        manifest = {record["name"] if by_name else case: record["is"] for case, record in done.items()}
+        manifest = {record["name"] if by_name else case: without_stamps(record["is"]) for case, record in done.items()}
         manifest_path = write_manifest(folder, manifest)
         configs = {"source": str(self.source), "target_folder": self.target_folder, **self.parameters()}
         write_json(folder / "resample_configs.json", {**configs, "was": {case: done[case]["was"] for case in done}})

@@ -8,6 +8,7 @@ import SimpleITK as sitk
 from tool_data import OBLIQUE, ledger, make_dataset, make_label, make_volume
 
 from itkit.io.volumes import Volume, read_header, read_volume, write_volume
+from itkit.process.manifest import update_manifest, without_stamps
 
 
 def test_a_dataset_at_another_spacing(tool, tmp_path):
@@ -35,13 +36,34 @@ def test_a_dataset_at_another_spacing(tool, tmp_path):
 
 
 def test_the_manifest_is_the_one_that_training_would_make(tool, tmp_path):
-    from itkit.process.manifest import update_manifest
-
     source = make_dataset(tmp_path / "raw", 3, suffix=".nii.gz")
     assert tool("itk_resample", "dataset", source, tmp_path / "out", "--spacing", 2, 2, 2)[0] == 0
     written = json.loads((tmp_path / "out/series_meta.json").read_text())
+    taken = update_manifest(tmp_path / "out", write=False)
     (tmp_path / "out/series_meta.json").unlink()
-    assert json.loads(json.dumps(update_manifest(tmp_path / "out"))) == written
+    made = json.loads(json.dumps(update_manifest(tmp_path / "out")))
+    assert taken == made
+    assert written == {name: without_stamps(entry) for name, entry in made.items()}
+
+
+def test_documents_do_not_tell_when_they_were_written(tool, tmp_path):
+    source = make_dataset(tmp_path / "raw", 3)
+    for number in range(2):
+        assert tool("itk_resample", "dataset", source, tmp_path / f"out{number}", "--spacing", 2, 2, 2)[0] == 0
+    for path in (tmp_path / "out0").rglob("*.*"):
+        if path.is_file() and path.name != "ledger.jsonl":
+            assert (tmp_path / "out1" / path.relative_to(tmp_path / "out0")).read_bytes() == path.read_bytes()
+
+
+def test_training_believes_no_manifest_whose_files_are_others(tool, tmp_path):
+    source = make_dataset(tmp_path / "raw", 2)
+    assert tool("itk_resample", "dataset", source, tmp_path / "out", "--spacing", 2, 2, 2)[0] == 0
+    image = read_volume(tmp_path / "out/image/case_0.mha")
+    write_volume(tmp_path / "out/image/case_0.mha", Volume(image.array + 7, image.spacing_zyx, image.origin_xyz))
+    (tmp_path / "out/label/case_1.mha").unlink()
+    found = update_manifest(tmp_path / "out")
+    assert found["case_0.mha"]["max"] == image.array.max() + 7
+    assert (found["case_1.mha"]["labels"], "label_sha256" in found["case_1.mha"]) == (None, False)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])
