@@ -15,6 +15,8 @@ from itkit.errors import ConfigError
 
 CHUNK = 8
 """Positions that are scanned together where the scan is written as a graph, and then chunks, and so on."""
+FEW_STATES = 2**17
+"""A graph for no more numbers than these is not divided into chunks: short is better than quick then."""
 
 
 def selective_scan(
@@ -228,10 +230,15 @@ def _prefixes(decay: Tensor, drive: Tensor) -> tuple[Tensor, Tensor]:
     """
     seen, length = 1, decay.shape[0]
     while seen < length:
-        drive = torch.cat([drive[:seen], drive[seen:] + decay[seen:] * drive[:-seen]])
-        decay = torch.cat([decay[:seen], decay[seen:] * decay[:-seen]])
+        drive = drive + decay * _later(drive, seen, 0.0)
+        decay = decay * _later(decay, seen, 1.0)
         seen *= 2
     return decay, drive
+
+
+def _later(x: Tensor, places: int, value: float) -> Tensor:
+    """Return `x` moved on along the first axis by `places`, which are filled with `value`."""
+    return F.pad(x[:-places], (0, 0) * (x.ndim - 1) + (places, 0), value=value)
 
 
 def _over_states(weights: Tensor, x: Tensor) -> Tensor:
@@ -399,7 +406,7 @@ def _scan_as_graph(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
 def _states_as_graph(decay: Tensor, drive: Tensor) -> Tensor:
     """Return the states of the recurrence from zero: within chunks by doubling, from chunk to chunk by the same again."""
     length = decay.shape[0]
-    if length <= CHUNK:
+    if length <= CHUNK or decay.numel() <= FEW_STATES:
         return _prefixes(decay, drive)[1]
     missing = -length % CHUNK
 

@@ -68,10 +68,10 @@ def test_its_gradients_are_those_of_the_sequential_recurrence(size, seed, plan, 
 
 
 @settings(max_examples=30, deadline=None)
-@given(size=sizes, seed=seeds, chunk=st.integers(1, 9))
-def test_the_graph_of_few_operations_is_the_same(size, seed, chunk):
+@given(size=sizes, seed=seeds, chunk=st.integers(2, 9), few=st.sampled_from([0, 2**17]))
+def test_the_graph_of_few_operations_is_the_same(size, seed, chunk, few):
     u, delta, *rest = scan_tensors(*size, seed)[:5]
-    with mock.patch.object(selective_scan, "CHUNK", chunk):
+    with mock.patch.multiple(selective_scan, CHUNK=chunk, FEW_STATES=few):
         found = selective_scan._scan_as_graph(u, delta.abs(), *rest)
     compare(found, sequential_scan(u, delta.abs(), *rest))
 

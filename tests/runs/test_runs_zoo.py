@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def test_every_network_has_a_config():
         for path in find_experiment(version, SMOKE.CONFIGS).models.values()
     ]
     assert len(cards()) == len(CARD_MODULES)
-    missing = [name for name in cards() if not any(f"type={name}," in text for text in texts)]
+    missing = [name for name in cards() if not any(re.search(rf'type="?(itkit\.)?{name}"?,', text) for text in texts)]
     assert missing == []
 
 
