@@ -87,8 +87,8 @@ def export_onnx(
         say: Called with one line before each step that takes time.
 
     Raises:
-        ExportError: If torch cannot turn the network into a graph, it is too large for one file, or the graph computes other
-            numbers.
+        ExportError: If torch cannot turn the network into a graph (of that opset), it is too large for one file, or the graph
+            computes other numbers.
         UsageError: If the file exists, or its name does not end with ``.onnx``.
         DataError: If the file cannot be written.
         MissingDependency: If onnx, onnxscript or onnxruntime are not installed.
@@ -183,6 +183,12 @@ def _graph_of(network: nn.Module, shape: tuple[int, ...], dynamic_size: bool, op
                 f"{path}: torch cannot export {_title(network)} with a batch{what} ({_first_cause(error)}). Nothing was "
                 "written."
             ) from error
+    found = model.opset_import[0].version
+    if opset not in (None, found):
+        raise ExportError(
+            f"{path}: torch cannot write {_title(network)} with operators of version {opset}; it gave version {found}. Ask "
+            "for another --opset, or for none. Nothing was written."
+        )
     axes = model.graph.input[0].type.tensor_type.shape.dim
     fixed = [axis for axis in dimensions if not axes[axis].dim_param]
     if fixed:

@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -164,6 +165,12 @@ class Infer(Operation):
                         f"{no_volumes.message.rstrip('.')}, and no DICOM series either.", no_volumes.path
                     ) from no_volumes
                 return tasks
+        beside = sum(path.suffix.lower() == ".dcm" for path in source.iterdir()) if source.is_dir() else 0
+        if beside:
+            warnings.warn(
+                f"{source}: {beside} DICOM files lie beside the volumes and are not predicted; give their folder alone.",
+                stacklevel=2,
+            )
         if self.format == "dicom-seg":
             raise UsageError("--format dicom-seg describes DICOM series; the source holds volumes.")
         tasks = []

@@ -200,7 +200,7 @@ class _Recorder:
         return None
 
 
-@EXPORTERS.register_module("onnx")
+@EXPORTERS.register_module()
 class OnnxExporter:
     """What `mmrun --export onnx` asks for each model."""
 

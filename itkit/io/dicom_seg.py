@@ -262,11 +262,8 @@ def read_dicom_seg(path: str | os.PathLike, series: DicomSeries | None = None) -
     dtype = np.uint8 if last <= 255 else np.uint16
     require_memory(int(np.prod(grid.size_zyx)) * np.dtype(dtype).itemsize, path)
     array = np.zeros(grid.size_zyx, dtype)
-    try:
-        pixels = data.pixel_array.reshape(len(frames), *grid.size_zyx[1:]).astype(bool)
-    except Exception as error:  # as above
-        raise DataError(f"the pixels cannot be read ({type(error).__name__}: {error}).", path) from error
-    for inside, plane, segment in zip(pixels, planes, numbers, strict=True):
+    for pixels, plane, segment in zip(_pixels(pydicom, data, len(frames), path), planes, numbers, strict=True):
+        inside = pixels.reshape(size_yx).astype(bool)
         other = array[plane][inside & (array[plane] != 0) & (array[plane] != segment)]
         if other.size:
             raise DataError(
@@ -527,6 +524,23 @@ def _frame(data: Any, number: int) -> _Frame:
         np.array(measures.PixelSpacing, float),
         float(between) if between else None,
     )
+
+
+def _pixels(pydicom, data: Any, count: int, path: Path) -> Iterator[np.ndarray]:
+    """Yield the frames one after the other; all at once they may take many times the memory of the label map."""
+    try:
+        if data.BitsAllocated != 1 or data.file_meta.TransferSyntaxUID.is_compressed:
+            yield from pydicom.pixels.iter_pixels(data, raw=True, indices=range(count))
+            return
+        # Bits of one frame go on in the byte in which those of the last one end (PS3.5, 8.1.1).
+        size, stored = int(data.Rows) * int(data.Columns), np.frombuffer(data.PixelData, np.uint8)
+        if stored.size * 8 < size * count:
+            raise ValueError(f"{stored.size:,} bytes for {count} frames of {size:,} bits")
+        for first in range(0, size * count, size):
+            bits = np.unpackbits(stored[first // 8 : (first + size + 7) // 8], bitorder="little")
+            yield bits[first % 8 : first % 8 + size]
+    except Exception as error:  # pydicom and its decoders raise whatever damaged bytes lead them to
+        raise DataError(f"the pixels cannot be read ({type(error).__name__}: {error}).", path) from error
 
 
 def _require_alike(frames: Sequence[_Frame], path: Path) -> None:

@@ -357,7 +357,7 @@ class Job:
 
     def _exporter(self) -> Any:
         """What writes the format that was asked for; the engine knows it by name alone."""
-        return EXPORTERS.get(self.request.export)()
+        return EXPORTERS.get(f"{self.request.export.capitalize()}Exporter")()
 
     def _export(self, cfg: Config) -> str:
         """Write the chosen checkpoint into the run folder in another format, and record it in ``run.json``."""

@@ -52,7 +52,7 @@ CONFIGS = {
     "VISBACKENDS": lambda part: {"visualizer": {"type": "Visualizer", "vis_backends": [part]}},
 }
 """How a config names a component of each kind. Those of the other kinds are named by a word alone."""
-NAMED_ALONE = ("RUNNERS", "OPTIM_WRAPPER_CONSTRUCTORS", "MODEL_WRAPPERS", "STRATEGIES")
+NAMED_ALONE = ("RUNNERS", "OPTIM_WRAPPER_CONSTRUCTORS", "MODEL_WRAPPERS", "STRATEGIES", "EXPORTERS")
 IN_CONFIGS = [entry for entry in PARTS if entry[0] in CONFIGS]
 EACH_IN_CONFIGS = pytest.mark.parametrize(
     "role,name,part", IN_CONFIGS, ids=[f"{role}-{name}" for role, name, _ in IN_CONFIGS]

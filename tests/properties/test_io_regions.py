@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from itkit.errors import DataError, UsageError
+from itkit.io import compression
 from itkit.io.regions import open_regions
 from itkit.io.volumes import Volume, read_volume, write_volume
 
@@ -124,6 +126,24 @@ def test_damage_is_found_by_the_last_plane_at_the_latest(tmp_path):
     path.write_bytes(bytes(content)[: len(content) // 2])
     with open_regions(path) as regions, pytest.raises(DataError, match="compressed data end after"):
         regions.read((slice(58, 60), slice(0, 30), slice(0, 30)))
+
+
+def test_the_checksum_is_met_although_the_last_plane_comes_before_it(tmp_path):
+    """Stored data whose checksum lies beyond the chunk of the file that holds the last voxel."""
+    for columns in range(131_000, 131_100):
+        stream = bytearray(zlib.compress(bytes(2 * columns), 0))
+        if len(stream) in (compression._CHUNK + 1, compression._CHUNK + 2):
+            break
+    stream[-1] ^= 1
+    header = (
+        f"ObjectType = Image\nNDims = 3\nCompressedData = True\nCompressedDataSize = {len(stream)}\nElementSpacing = 1 1 1\n"
+        f"DimSize = {columns} 1 2\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    )
+    (tmp_path / "a.mha").write_bytes(header.encode() + stream)
+    with open_regions(tmp_path / "a.mha") as regions:
+        assert not regions.read((slice(0, 1), slice(0, 1), slice(0, columns))).any()
+        with pytest.raises(DataError, match="corrupt"):
+            regions.read((slice(1, 2), slice(0, 1), slice(0, columns)))
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):

@@ -123,12 +123,14 @@ def test_bad_cases_never_stop_the_others(infer, world, tmp_path):
     write_volume(source / "nan.mha", Volume(broken))
     (source / "cut.mha").write_bytes((source / "good.mha").read_bytes()[:-9])
     write_volume(source / "small.mha", Volume(image.array[:4, :4, :4]))
+    (source / "slice.dcm").write_bytes(b"")
     code, _, err = infer(source, tmp_path / "out")
     assert code == 1
     assert f"  FAILED  two: {source / 'two.mha'}: has 2 channels, the model takes 1." in err
     assert f"  FAILED  nan: {source / 'nan.mha'}: 1 voxels are NaN or infinite" in err
     assert "  FAILED  cut: " in err
     assert "2 done, 0 up to date, 3 failed" in err
+    assert "1 DICOM files lie beside the volumes and are not predicted; give their folder alone." in err
     assert {row["case"] for row in table(tmp_path / "out")} == {"good", "small"}
     broken[0, 0, 0] = 0
     write_volume(source / "nan.mha", Volume(broken))

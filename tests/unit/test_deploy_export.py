@@ -159,7 +159,7 @@ class TestSizes:
     def test_a_network_of_slices(self, tmp_path):
         torch.manual_seed(1)
         recipe = RECIPE.replaced(slice_neighbours=1, patch_size_zyx=(1, 6, 10))
-        export_onnx(Slices(), recipe, tmp_path / "n.onnx")
+        assert export_onnx(Slices(), recipe, tmp_path / "n.onnx", opset=18).opset == 18
         torch.manual_seed(1)
         assert compare(Slices(), tmp_path / "n.onnx", (5, 3, 6, 10)) < 1e-5
 
@@ -262,6 +262,13 @@ class TestRefused:
 
         message = r"n\.onnx: Foreign works for one size alone along batch, so that cannot vary\. Nothing was written"
         self.refuses(ExportError, message, tmp_path / "n.onnx", Foreign(answer))
+
+    def test_operators_that_torch_does_not_write(self, tmp_path):
+        message = (
+            r"torch cannot write Sequential with operators of version 7; it gave version \d+\. Ask for another --opset"
+        )
+        network = nn.Sequential(nn.Conv3d(1, 3, 1), nn.GELU())
+        self.refuses(ExportError, message, tmp_path / "n.onnx", network, opset=7)
 
     def test_sizes_that_cannot_vary(self, tmp_path):
         def answer(x):

@@ -434,6 +434,13 @@ class TestReading:
         good = written.read_bytes()
         with pytest.raises(DataError, match=r"lacks what a segmentation must say \(AttributeError"):
             read_dicom_seg(self.changed(written, nameless))
+        written.write_bytes(good)
+
+        def shortened(data):
+            data.PixelData = data.PixelData[:2]
+
+        with pytest.raises(DataError, match="the pixels cannot be read .*2 bytes for 3 frames of 30 bits"):
+            read_dicom_seg(self.changed(written, shortened), series)
         written.write_bytes(good[:-6])
         with pytest.raises(DataError, match="seg.dcm: "):
             read_dicom_seg(written, series)

@@ -259,35 +259,41 @@ def test_without_a_callback_a_warning_says_it():
 
 
 def test_means_on_another_device_move_to_the_cpu_and_nothing_is_added_twice():
-    """The meta device stands for a GPU: it is asked for memory once too often, and the answers then go on on the CPU."""
+    """A failure between two pieces of a window stands for a GPU whose memory is full."""
     from itkit.ops import window_means
 
     volume = np.random.default_rng(0).normal(size=(1, 9, 8, 7)).astype(np.float32)
-    said, failures, real = [], [], window_means.move_mean
+    said, failed, calls, real = [], [], [], window_means.move_mean
 
     def failing(*arguments):
-        if len(failures) < 1 and len(calls) == 5:
-            failures.append(1)
-            raise CudaOutOfMemoryError("CUDA out of memory.")
         calls.append(1)
-        return real(*arguments)
+        if len(calls) == 8 and failing_wanted:
+            failed.append(1)
+            raise CudaOutOfMemoryError("CUDA out of memory.")
+        real(*arguments)
 
     class Elsewhere(window_means.WindowMeans):
         def move(self, device):
             assert device == "cpu"
-            return len(failures) == 1
+            return bool(failed)
 
-    calls = []
+    def run():
+        return whole(
+            stream_windows(
+                reader(volume), (9, 8, 7), 1, lambda w: w * w.mean(axis=(2, 3, 4), keepdims=True), patch_size=4,
+                patch_stride=3, on_memory_error=said.append, whole_planes=False,
+            ), (9, 8, 7), 1,
+        )  # fmt: skip
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(window_means, "move_mean", failing)
         patch.setattr("itkit.ops.window_stream.WindowMeans", Elsewhere)
-        found = whole(
-            stream_windows(
-                reader(volume), (9, 8, 7), 1, lambda w: w, patch_size=4, patch_stride=3, on_memory_error=said.append,
-                whole_planes=False,
-            ), (9, 8, 7), 1,
-        )  # fmt: skip
-    np.testing.assert_array_equal(found, volume)
+        failing_wanted = False
+        expected = run()
+        calls.clear()
+        failing_wanted = True
+        found = run()
+    np.testing.assert_array_equal(found, expected)
     assert said == [
         "not enough memory (CUDA out of memory.); the mean over windows is kept in the memory of the CPU from now on."
     ]
