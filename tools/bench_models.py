@@ -50,7 +50,12 @@ class MMSegFormer(nn.Module):
         from mmseg.models import MixVisionTransformer, SegformerHead
 
         self.backbone = MixVisionTransformer(
-            in_channels=3, embed_dims=embed_dims, num_layers=num_layers, qkv_bias=True, drop_path_rate=0.1
+            in_channels=3,
+            embed_dims=embed_dims,
+            num_layers=num_layers,
+            num_heads=(1, 2, 5, 8),
+            qkv_bias=True,
+            drop_path_rate=0.1,
         )
         widths = [embed_dims * heads for heads in (1, 2, 5, 8)]
         self.decode_head = SegformerHead(
@@ -72,7 +77,7 @@ class MONAIEncoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net = nets.ViT(3, 224, 16, hidden_size=384, mlp_dim=1536, num_heads=12, classification=True, qkv_bias=True)
+        self.net = nets.ViT(3, 224, 16, 384, 1536, num_heads=12, classification=True, qkv_bias=True, spatial_dims=2)
         self.net.classification_head = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
