@@ -122,8 +122,17 @@ class Infer(Operation):
             raise UsageError("--segment-codes is for --format dicom-seg.")
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields alone: what was loaded stays in its process."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        """The fields, and where and what the model is as this process knows it: another may have another environment.
+
+        What was loaded stays in its process.
+        """
+        state = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.experiment is not None:
+            roots = self.choice.roots()
+            state.update(config_root=str(roots.configs), work_dir_root=str(roots.work))
+        if "_identity" in self.__dict__:  # checksums of all weights
+            state["_identity"] = self._identity
+        return state
 
     @cached_property
     def choice(self) -> ModelChoice:

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -36,6 +37,8 @@ from itkit.mm.runner import ExperimentRunner
 from itkit.registry import DATASETS, FUNCTIONS, HOOKS, MODELS
 
 SUPPORT = Path(__file__).resolve().parent
+ATTEMPTS = 3
+"""How often workers are started, should one be ended by a signal: gloo's thread can crash while a group connects."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +97,35 @@ def run_tasks(tasks: list[Task], folder: Path, *, timeout_s: float = 900, device
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""  # MMEngine takes a GPU that it sees
+    for _ in range(ATTEMPTS):
+        codes = _start_all(folder, world, environment, device, timeout_s)
+        if not any(code < 0 for code in codes):
+            break
+        warnings.warn(f"a worker was ended by a signal, exit codes {codes}\n{_said(folder)}", stacklevel=2)
+        _clear_unfinished(tasks, folder)
+    if any(codes):
+        raise RuntimeError(f"workers ended with {codes}\n{_said(folder)}")
+    return {
+        task.name: [torch.load(_answer(folder, i, rank), weights_only=False) for rank in range(task.processes)]
+        for i, task in enumerate(tasks)
+    }
+
+
+def _clear_unfinished(tasks: list[Task], folder: Path) -> None:
+    """Remove what tasks left that have not given all their answers, so that they begin anew."""
+    for number, task in enumerate(tasks):
+        if not _is_done(folder, number, task):
+            shutil.rmtree(folder / task.name, ignore_errors=True)
+            for path in (folder / f"store_{number}", *folder.glob(f"answer_{number}_*.pt")):
+                path.unlink(missing_ok=True)
+
+
+def _is_done(folder: Path, number: int, task: Task) -> bool:
+    return all(_answer(folder, number, rank).exists() for rank in range(task.processes))
+
+
+def _start_all(folder: Path, world: int, environment: dict[str, str], device: str, timeout_s: float) -> list[int]:
+    """Start all workers, wait, and return their exit codes."""
     workers = []
     try:
         for rank in range(world):
@@ -103,7 +135,7 @@ def run_tasks(tasks: list[Task], folder: Path, *, timeout_s: float = 900, device
                 workers.append(
                     subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
                 )
-        codes = [worker.wait(timeout=timeout_s) for worker in workers]
+        return [worker.wait(timeout=timeout_s) for worker in workers]
     except subprocess.TimeoutExpired as error:
         raise RuntimeError(f"not done after {timeout_s} s\n{_said(folder)}") from error
     finally:
@@ -111,12 +143,6 @@ def run_tasks(tasks: list[Task], folder: Path, *, timeout_s: float = 900, device
             if worker.poll() is None:
                 os.killpg(worker.pid, signal.SIGKILL)
                 worker.wait()
-    if any(codes):
-        raise RuntimeError(f"workers ended with {codes}\n{_said(folder)}")
-    return {
-        task.name: [torch.load(_answer(folder, i, rank), weights_only=False) for rank in range(task.processes)]
-        for i, task in enumerate(tasks)
-    }
 
 
 def _said(folder: Path) -> str:
@@ -137,7 +163,7 @@ def work(folder: str | Path, rank: int, device: str) -> None:
         torch.backends.cudnn.deterministic = True
     tasks = [Task(**entry) for entry in json.loads((folder / "tasks.json").read_text())]
     for number, task in enumerate(tasks):
-        if rank >= task.processes:
+        if rank >= task.processes or _is_done(folder, number, task):
             continue
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(task.processes))
         if task.processes > 1:

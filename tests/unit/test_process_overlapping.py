@@ -38,14 +38,14 @@ class Threefold(Toy):
 
     def process(self, task: Task, stage: Stage) -> Product:
         self.begun.append((task.case_id, time.monotonic()))
+        deadline = time.monotonic() + 60
+        while self.stop_at and task.case_id > self.stop_at and not stage.abandoned and time.monotonic() < deadline:
+            time.sleep(0.005)  # a long case, which looks now and then whether it is still wanted
         with self.lock:
             self.seen.append((task.case_id, time.monotonic()))
             time.sleep(0.02)
             if task.case_id == self.stop_at:
                 raise KeyboardInterrupt
-            deadline = time.monotonic() + 5
-            while self.stop_at and task.case_id > self.stop_at and not stage.abandoned and time.monotonic() < deadline:
-                time.sleep(0.005)  # a long case, which looks now and then whether it is still wanted
             stage.require_wanted()
         return super().process(task, stage)
 
