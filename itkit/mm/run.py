@@ -13,9 +13,12 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # as a script: the package's parent, not this folder
 
 import argparse
+import atexit
+import contextlib
 import json
 import os
 import textwrap
+from typing import NoReturn
 
 from itkit import __version__
 from itkit.errors import ConfigError, ExperimentNotFound, ItkitError, LostContact, UsageError
@@ -377,5 +380,19 @@ def _runs(roots: Roots, experiment: Experiment, models: list[str]):
     return comparison.load_experiment(roots.work / experiment.name, roots.test / experiment.name, models=models)
 
 
+def _end(code: int) -> NoReturn:
+    """End the program. A process of a group leaves without taking the interpreter apart.
+
+    Threads of the store and of gloo may still run then, and one that is cut off within C++ aborts a process that has done all.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())
